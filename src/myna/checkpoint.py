@@ -1,0 +1,182 @@
+"""Weights (safetensors) and config (JSON) in a folder: whole or not there at all.
+
+A model folder holds `model.safetensors` and `config.json`. A checkpoint of a run is the same folder with the
+optimiser's state beside it, so every checkpoint is a model that can be used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from myna.errors import CheckpointError
+from myna.model import ModelConfig, MynaModel
+
+FORMAT = "myna-model"
+VERSION = 1
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+def model_hash(model: MynaModel) -> str:
+    """Return 16 hex digits that change with any weight or setting of the model."""
+    digest = hashlib.sha256(model.config.model_dump_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder under a temporary name, flush it to disk, then give it its own name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            flush(file)
+        flush(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Make the operating system write a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole, or as it was before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    flush(temporary)
+    os.replace(temporary, path)
+
+
+def save_model(
+    model: MynaModel,
+    path: Path,
+    *,
+    about: dict[str, Any] | None = None,
+    optimizer: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a model folder. `about` is kept in the config (where it came from, step, data)."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "hash": model_hash(model),
+        "model": model.config.model_dump(mode="json"),
+        "about": about or {},
+    }
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / MODEL_FILE)
+        if optimizer is not None:
+            save_file({name: tensor.detach().cpu() for name, tensor in optimizer.items()}, folder / OPTIMIZER_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    write_folder(path, write)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder that was found whole."""
+
+    path: Path
+    config: ModelConfig
+    hash: str
+    about: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.about.get("step", 0))
+
+    def model(self) -> MynaModel:
+        """Build the model and load its weights; every tensor must be there, and no other."""
+        model = MynaModel(self.config)
+        load_weights(model, read_tensors(self.path / MODEL_FILE), self.path)
+        return model
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """Read the optimiser's state, by the names that `save_model` was given."""
+        if not (self.path / OPTIMIZER_FILE).is_file():
+            raise CheckpointError(
+                f"{self.path} holds a model without its optimiser's state, so training cannot be resumed from it: "
+                "start a new run from its weights with --init-from."
+            )
+        return read_tensors(self.path / OPTIMIZER_FILE)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, saying plainly when it is damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): take another checkpoint.") from error
+
+
+def load_weights(model: MynaModel, weights: dict[str, Tensor], source: Path) -> None:
+    """Load weights strictly: a missing, an extra or a misshapen tensor is refused by name."""
+    wanted = model.state_dict()
+    faults = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
+    faults += [f"{name} does not belong" for name in weights.keys() - wanted.keys()]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)} where {tuple(wanted[name].shape)} belongs"
+        for name in wanted.keys() & weights.keys()
+        if weights[name].shape != wanted[name].shape
+    ]
+    if faults:
+        raise CheckpointError(f"The weights in {source} do not fit their config: {'; '.join(sorted(faults)[:5])}.")
+    model.load_state_dict(weights)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model folder, or the newest checkpoint of a run folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no model at {folder}: a run folder or a model folder was wanted.")
+    if not (folder / CONFIG_FILE).is_file():
+        newest = checkpoints(folder)
+        if not newest:
+            raise CheckpointError(
+                f"{folder} is no model folder (it has no {CONFIG_FILE}) and holds no checkpoint of a run: "
+                "give a folder that `myna pretrain` wrote."
+            )
+        folder = newest[-1]
+    try:
+        found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if found.get("format") != FORMAT or found.get("version") != VERSION:
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE} says {found.get('format')!r} version {found.get('version')!r}; this myna reads "
+                f"{FORMAT!r} version {VERSION}."
+            )
+        config = ModelConfig.model_validate(found["model"])
+        return Checkpoint(folder, config, str(found["hash"]), found["about"])
+    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def checkpoints(run: str | Path) -> list[Path]:
+    """List the whole checkpoints of a run folder, oldest first."""
+    folders = Path(run).joinpath("checkpoints").glob("step-*")
+    return sorted(folder for folder in folders if (folder / CONFIG_FILE).is_file())

@@ -1,0 +1,95 @@
+"""Two sets of projections become a scalar. Row-chunked, with the gradient formed in the forward pass.
+
+The full square of similarities (2B x 2B) is never held: rows are taken a chunk at a time, and while a chunk is at
+hand both its loss and its part of the gradient are formed, so nothing of it is kept for a second pass.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+Form = Literal["paper", "ntxent"]
+# A chunk of rows and its gradient should stay in a core's cache (or a GPU's L2): 32 MB of float32.
+_CHUNK_NUMBERS = 1 << 23
+
+
+class LossConfig(BaseModel):
+    """Which contrastive loss, and how sharp."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: Form = Field("paper", description="paper: positive pair not in the denominator; ntxent: SimCLR's")
+    temperature: float = Field(0.1, gt=0, description="temperature tau of the similarities")
+
+
+def contrastive(
+    first: Float[Tensor, "batch dim"],
+    second: Float[Tensor, "batch dim"],
+    *,
+    form: Form = "paper",
+    temperature: float = 0.1,
+    chunk: int | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return (loss, top-1 retrieval) of two views of the same clips; rows i of both are a positive pair.
+
+    For anchor i with positive p, over both directions and averaged: -s_ip + log sum_j exp(s_ij), where s is the cosine
+    similarity over tau and j runs over the other clips' two views (`paper`: equation 1 as printed, the decoupled form),
+    or over those and p (`ntxent`: SimCLR, arXiv 2002.05709). Retrieval is the share of anchors whose positive is
+    nearer than every other clip. Similarities, loss and gradient are float32 whatever comes in.
+    """
+    z = F.normalize(torch.cat([first, second]).float(), dim=1)
+    return _Contrastive.apply(z, form, temperature, chunk)
+
+
+class _Contrastive(torch.autograd.Function):
+    """Loss of normalised rows (2B, dim): views of clip i are rows i and i + B."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, form: Form, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        rows = len(z)
+        chunk = chunk or max(1, min(rows, _CHUNK_NUMBERS // rows))
+        total = z.new_zeros(())
+        found = z.new_zeros(())
+        gradient = torch.zeros_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for start in range(0, rows, chunk):
+                part = slice(start, min(start + chunk, rows))
+                part_loss, part_found = _rows(z, part, gradient, form=form, temperature=temperature)
+                total += part_loss
+                found += part_found
+        ctx.save_for_backward(gradient.div_(rows * temperature))
+        top1 = found / rows
+        ctx.mark_non_differentiable(top1)
+        return total / rows, top1
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN001
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None, None
+
+
+def _rows(
+    z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Sum the loss of some rows, count their positives that are found, and add to the (unscaled) gradient."""
+    rows = len(z)
+    anchors = z[part]
+    number = torch.arange(part.start, part.stop, device=z.device)
+    own, positive = number[:, None], ((number + rows // 2) % rows)[:, None]
+    s = anchors @ z.T / temperature
+    near = s.gather(1, positive)
+    s.scatter_(1, own, -torch.inf).scatter_(1, positive, -torch.inf)
+    found = (near.squeeze(1) > s.amax(1)).sum()
+    if form == "ntxent":
+        s.scatter_(1, positive, near)
+    normaliser = s.logsumexp(1, keepdim=True)
+    loss = (normaliser - near).sum()
+    # d loss / d s: the softmax over the allowed rows, less one at the positive
+    weight = s.sub_(normaliser).exp_().scatter_add_(1, positive, torch.full_like(near, -1.0))
+    gradient[part] += weight @ z
+    gradient.addmm_(weight.T, anchors)
+    return loss, found

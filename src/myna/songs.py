@@ -1,0 +1,189 @@
+"""Composes labelled music from a seed: songs whose key, style, tempo and instruments are known by construction."""
+
+import csv
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from myna.errors import ConfigError
+from myna.score import BASSES, DRUMS, KEYS, STYLE, Note, Plan, plan, play
+from myna.timbre import Colour, add_room, draw_colour, draw_kit, noise, note_bank
+
+STYLES = tuple(STYLE)
+TUNED = ("piano", "organ", "strings", "brass", "guitar", "flute", "bells", "choir")
+INSTRUMENTS = (*TUNED, *BASSES, "drums")
+SLOWEST_BPM, FASTEST_BPM = 60.0, 180.0
+PARTS = ("chords", "melody", "pad", "arpeggio")
+SEED_LABELS, SEED_PLAN, SEED_MIX, SEED_PLAYER = range(4)
+
+
+@dataclass(frozen=True)
+class Song:
+    """The labels of a song, which are also all that is needed to render it."""
+
+    index: int
+    seed: int
+    title: str
+    key: str
+    style: str
+    tempo_bpm: float
+    instruments: tuple[str, ...]
+    seconds: float
+
+    def generator(self, purpose: int, detail: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.index, purpose, detail])
+
+
+def song(seed: int, index: int, *, seconds: float = 20.0) -> Song:
+    """Draw the labels of song number `index`; nothing is rendered yet."""
+    rng = np.random.default_rng([seed, index, SEED_LABELS, 0])
+    style = str(rng.choice(STYLES))
+    key = str(rng.choice(KEYS))
+    tempo_bpm = float(np.exp(rng.uniform(np.log(SLOWEST_BPM), np.log(FASTEST_BPM))))
+    count = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1]))
+    players = set(rng.choice(TUNED, size=count, replace=False).tolist())
+    if rng.random() < 0.75:
+        players.add(BASSES[int(rng.random() < STYLE[style].synth)])
+    if rng.random() < STYLE[style].drums:
+        players.add("drums")
+    return Song(
+        index=index,
+        seed=seed,
+        title=_title(rng),
+        key=key,
+        style=style,
+        tempo_bpm=round(tempo_bpm, 2),
+        instruments=tuple(i for i in INSTRUMENTS if i in players),
+        seconds=seconds,
+    )
+
+
+def _title(rng: np.random.Generator) -> str:
+    first = ("Paper", "Copper", "Quiet", "Northern", "Velvet", "Broken", "Salt", "Electric", "Seven", "Borrowed")
+    second = ("Harbour", "Lantern", "Orchard", "Signal", "Winter", "Staircase", "Mynah", "Meridian", "Tide", "Engine")
+    return f"{rng.choice(first)} {rng.choice(second)} {rng.integers(1, 1000)}"
+
+
+def stems(song: Song, *, rate_hz: int = 22050) -> dict[str, np.ndarray]:
+    """Render each instrument alone, mono, at its level in the mix: float32 (samples,)."""
+    mix = song.generator(SEED_MIX)
+    colour, cents = draw_colour(mix), float(np.clip(mix.normal(0, 12), -35, 35))
+    draw = song.generator(SEED_PLAN)
+    step_s = 15 / song.tempo_bpm
+    steps = STYLE[song.style].steps
+    lead_s = draw.uniform(0, steps) * step_s  # the excerpt begins somewhere in a bar
+    agreed = plan(song.key, song.style, song.tempo_bpm, int(np.ceil((song.seconds + lead_s) / step_s / steps)), draw)
+    swing = draw.uniform(*STYLE[song.style].swing)
+    parts = _share_out(song.instruments, draw)
+    out = {}
+    for instrument in song.instruments:
+        rng = song.generator(SEED_PLAYER, INSTRUMENTS.index(instrument))
+        notes = _shape(play(agreed, instrument, parts.get(instrument, ""), rng), agreed, swing, rng)
+        stem = _render(instrument, notes, step_s, lead_s, song.seconds, cents, colour, rng, rate_hz)
+        level_db = rng.normal({"melody": -1, "pad": -5, "drums": 1}.get(parts.get(instrument, instrument), -3), 3)
+        out[instrument] = stem * np.float32(10 ** (level_db / 20) / (np.sqrt(np.mean(stem**2)) + 1e-9))
+    return out
+
+
+def _share_out(instruments: tuple[str, ...], rng: np.random.Generator) -> dict[str, str]:
+    """Give every pitched instrument above the bass a part; the first one carries the harmony."""
+    order = [TUNED[i] for i in rng.permutation(len(TUNED)) if TUNED[i] in instruments]
+    first = str(rng.choice(PARTS, p=[0.65, 0, 0.15, 0.2]))
+    rest = ["melody", *rng.permutation([part for part in PARTS if part not in (first, "melody")])]
+    return dict(zip(order, [first, *map(str, rest)], strict=False))
+
+
+def _shape(notes: list[Note], agreed: Plan, swing: float, rng: np.random.Generator) -> list[Note]:
+    """Play like people: swung, not quite together, louder and softer, and silent for some bars."""
+    steps = agreed.style.steps
+    loudness = np.exp(np.cumsum(rng.normal(0, 0.12, agreed.bars)))
+    if agreed.bars >= 6 and rng.random() < 0.3:
+        away = agreed.bars // 3
+        first = int(rng.integers(3)) * away
+        loudness[first : first + away] = 0
+    late = rng.normal(0, 0.03, len(notes)) + rng.normal(0, 0.03)
+    return [
+        Note(n.step + delay + (swing if n.step % 4 == 2 else 0), n.steps, n.pitch, n.velocity * loudness[bar])
+        for n, delay in zip(notes, late, strict=True)
+        if (bar := min(int(n.step / steps), agreed.bars - 1)) >= 0 and loudness[bar] > 0
+    ]
+
+
+def _render(
+    instrument: str,
+    notes: list[Note],
+    step_s: float,
+    lead_s: float,
+    seconds: float,
+    cents: float,
+    colour: Colour,
+    rng: np.random.Generator,
+    rate_hz: int,
+) -> np.ndarray:
+    """Add up notes, each pitch of which is rendered once at the greatest length."""
+    out = np.zeros(round(seconds * rate_hz), np.float32)
+    if instrument == "drums":
+        kit = draw_kit(rng, colour, rate_hz)
+        sounds, release = [kit[name] for name in DRUMS], 1
+        place = {number: number for number in range(len(DRUMS))}
+        held = len(out)
+    else:
+        pitches = sorted({note.pitch for note in notes})
+        place = {pitch: row for row, pitch in enumerate(pitches)}
+        hz = 440 * 2 ** ((np.array(pitches) - 69 + cents / 100) / 12)
+        longest_s = max(note.steps for note in notes) * step_s
+        sounds, timbre = note_bank(instrument, hz, min(longest_s, 5.0) + 0.5, rng, colour, rate_hz)
+        release = max(int(min(timbre.release_s, 0.5) * rate_hz), 2)
+    fade = np.linspace(1, 0, release, dtype=np.float32)
+    for note in notes:
+        sound = sounds[place[note.pitch]]
+        if instrument != "drums":
+            held = int(note.steps * step_s * rate_hz)
+        start = round((note.step * step_s - lead_s) * rate_hz)
+        heard = np.float32(note.velocity) * sound[: held + release]
+        if instrument != "drums":
+            heard[-release:] *= fade[: len(heard)]
+        skip = max(-start, 0)
+        target = out[max(start, 0) : max(start + len(heard), 0)]
+        target += heard[skip : skip + len(target)]
+    return out
+
+
+def render(song: Song, *, rate_hz: int = 22050) -> np.ndarray:
+    """Render the mix: float32 (samples, 2) within [-1, 1], the same for the same song."""
+    rng = song.generator(SEED_MIX, 1)
+    samples = round(song.seconds * rate_hz)
+    mix = np.zeros((2, samples), np.float32)
+    send = np.zeros(samples, np.float32)
+    for instrument, stem in stems(song, rate_hz=rate_hz).items():
+        pan = rng.normal(0, 0.1 if instrument in (*BASSES, "drums") else 0.35)
+        angle = np.float32(np.pi / 4 * (1 + np.clip(pan, -0.9, 0.9)))
+        mix[0] += np.cos(angle) * stem
+        mix[1] += np.sin(angle) * stem
+        send += stem * np.float32(rng.uniform(0, 1) * (0.2 if instrument in BASSES else 1))
+    wet = add_room(send, rng, rate_hz) * np.float32(10 ** (rng.uniform(-26, -3) / 20))
+    apart = int(rng.uniform(0.003, 0.02) * rate_hz)  # the room reaches the right ear later
+    mix[0] += wet
+    mix[1, apart:] += wet[:-apart]
+    loudness = np.float32(np.sqrt(np.mean(mix**2)) + 1e-9)
+    floor = noise(1.5, 20, rng.uniform(2000, 12000), rng, np.ones_like, rate_hz)
+    floor *= loudness * np.float32(10 ** (rng.uniform(-75, -28) / 20))
+    for start in range(0, samples, len(floor)):
+        part = mix[:, start : start + len(floor)]
+        part += floor[: part.shape[1]]
+    mix *= np.float32(10 ** (rng.uniform(-38, -11) / 20)) / loudness
+    return np.ascontiguousarray(_limit(mix).T)
+
+
+def _limit(mix: np.ndarray) -> np.ndarray:
+    """Bend what exceeds 0.7 so that nothing reaches 1."""
+    loud = np.abs(mix) > 0.7
+    if loud.any():
+        peaks = mix[loud]
+        mix[loud] = np.sign(peaks) * (0.7 + 0.28 * np.tanh((np.abs(peaks) - 0.7) / 0.28))
+    return mix

@@ -1,0 +1,417 @@
+"""Many mels become one folder, written once and memory-mapped ever after.
+
+    store.json                    format, version, number of parts, front end
+    data/*.f16                    rows of `bands` float16, frame after frame, track after track, companded
+    journal/                      only while a part is being written: what is finished so far
+    manifest-<i>-of-<N>.parquet   a row a file; written last, so its presence means that part i is whole
+
+A part belongs to one `prepare` at a time (`--shard i/N`); nothing in the folder is written by two parts.
+Status "ok" means that `frames` rows from `row` on of data file `file` are this track's; files of equal
+content name the same rows. Status "failed" has a `reason` and no frames. Rows that no manifest names any more
+stay where they are, unused, until an update finds them at the end of a data file or the whole file unused.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from jaxtyping import Float16, Float32
+from pydantic import ValidationError
+
+from myna.errors import StoreError
+from myna.mel import FrontEnd
+
+FORMAT, VERSION = "myna-store", 1
+FILE_BYTES = 1 << 30  # a data file beyond this size takes no further track
+SCHEMA = {
+    "path": pa.string(),
+    "content_hash": pa.string(),
+    "size_bytes": pa.int64(),
+    "mtime_ns": pa.int64(),
+    "duration_s": pa.float64(),  # as the file says of itself; null where it does not
+    "decoded_s": pa.float64(),
+    "damaged": pa.int64(),  # packets that could not be decoded, and stretches of impossible samples
+    "frames": pa.int64(),
+    "tags": pa.map_(pa.string(), pa.string()),
+    "status": pa.string(),  # "ok" or "failed"
+    "reason": pa.string(),
+    "codec": pa.string(),
+    "source_rate_hz": pa.int64(),
+    "channels": pa.int64(),
+    "file": pa.string(),
+    "row": pa.int64(),
+}
+Row = dict[str, Any]  # one value for each name in SCHEMA, and `extra`: the columns of the user's own manifest
+Companded = TypeVar("Companded", np.ndarray, torch.Tensor)
+
+
+def compress(power: Float32[np.ndarray, "..."]) -> Float16[np.ndarray, "..."]:
+    """Compand power to its fourth root in float16: 1e-17 to 1e19 come back within 0.2 %, and 0 as 0."""
+    root = np.sqrt(np.sqrt(power))
+    return np.minimum(root, np.finfo(np.float16).max, out=root).astype(np.float16)
+
+
+def expand(companded: Companded) -> Companded:
+    """Return the power of companded values, in float32; NumPy array or tensor, any shape."""
+    tensor = isinstance(companded, torch.Tensor)
+    root = companded.to(torch.float32) if tensor else np.asarray(companded, np.float32)
+    square = root * root
+    return square * square
+
+
+class Store:
+    """A whole store, open for reading: the frames of each piece of music once, however many files hold it.
+
+    Tracks are sorted by content hash, so moving or renaming files changes nothing. Of track i: `frames[i]` rows of
+    `files[file_index[i]]` from `row[i]` on, `content_hashes[i]`, and `paths[i]`, the first file that holds it.
+    `manifest` has every file, failed ones too.
+    """
+
+    path: Path
+    front_end: FrontEnd
+    manifest: pa.Table
+    frames: np.ndarray  # int64 (track,)
+    file_index: np.ndarray  # int32 (track,)
+    row: np.ndarray  # int64 (track,)
+    paths: list[str]
+    content_hashes: list[str]
+    files: list[np.memmap]  # each (rows, bands) float16, read-only
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open a store. Raises StoreError if there is none, if a part is missing, or if data is."""
+        self = cls()
+        self.path = Path(path)
+        self.front_end, parts = read_settings(self.path)
+        self.manifest = _read_manifests(self.path, parts)
+        usable = self.manifest.filter(pa.compute.equal(self.manifest["status"], "ok"))
+        usable = usable.sort_by([(name, "ascending") for name in ("content_hash", "file", "row", "path")])
+        hashes = usable["content_hash"].to_numpy()
+        first = np.ones(len(hashes), bool)
+        first[1:] = hashes[1:] != hashes[:-1]
+        usable = usable.filter(pa.array(first))
+        self.paths, self.content_hashes = usable["path"].to_pylist(), usable["content_hash"].to_pylist()
+        self.frames, self.row = usable["frames"].to_numpy(), usable["row"].to_numpy()
+        names, owner = np.unique(usable["file"].to_numpy().astype(str), return_inverse=True)
+        self.file_index = owner.astype(np.int32)
+        self.files = [
+            _map(
+                self.path / "data" / name,
+                int((self.row + self.frames)[owner == i].max()),
+                self.front_end.bands,
+            )
+            for i, name in enumerate(names)
+        ]
+        return self
+
+    def __reduce__(self):
+        return Store.open, (
+            self.path,
+        )  # a worker process maps the files itself instead of receiving their bytes
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def hours(self) -> float:
+        return float(self.frames.sum()) / self.front_end.frame_rate_hz / 3600
+
+    @property
+    def hash(self) -> str:
+        """Identify music and settings, whatever the files are called and wherever their frames lie."""
+        told = [FORMAT, VERSION, self.front_end.model_dump(), self.content_hashes, self.frames.tolist()]
+        return xxhash.xxh3_128_hexdigest(json.dumps(told).encode())
+
+    def mel(self, track: int) -> Float32[np.ndarray, "frame band"]:
+        """Return the power mel spectrogram of a track."""
+        start = self.row[track]
+        return expand(self.files[self.file_index[track]][start : start + self.frames[track]])
+
+    def first_rows(self) -> np.ndarray:
+        """Return where each track begins if all `files` are laid end to end: int64 (track,)."""
+        lengths = np.array([0] + [len(file) for file in self.files], np.int64)
+        return np.cumsum(lengths)[self.file_index] + self.row
+
+
+def _map(path: Path, rows: int, bands: int) -> np.memmap:
+    wanted, found = rows * bands * 2, path.stat().st_size if path.exists() else 0
+    if found < wanted:
+        raise StoreError(
+            f"The data file {path} has {found} bytes, but its manifest needs {wanted}: the store is damaged "
+            "or was not copied whole; copy it again, or delete it and prepare it again."
+        )
+    return np.memmap(path, np.float16, "r", shape=(rows, bands))
+
+
+def read_settings(path: Path) -> tuple[FrontEnd, int]:
+    """Read a store's front end and number of parts. Raises StoreError if there is no store to read."""
+    try:
+        settings = json.loads((path / "store.json").read_text())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path} is no mel store (it has no store.json): make one with `myna prepare`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"The settings of the store, {path / 'store.json'}, cannot be read: {error}."
+        ) from error
+    found = (settings.get("format"), settings.get("version"))
+    if found != (FORMAT, VERSION):
+        raise StoreError(
+            f"{path} has format {found[0]} version {found[1]}, but this program reads {FORMAT} version "
+            f"{VERSION}: prepare it again, or use the version of myna that wrote it."
+        )
+    try:
+        return FrontEnd(**settings["front_end"]), int(settings["parts"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise StoreError(
+            f"The settings in {path / 'store.json'} are not those of a mel store: {error}."
+        ) from error
+
+
+def _manifest_name(part: int, parts: int) -> str:
+    return f"manifest-{part}-of-{parts}.parquet"
+
+
+def _read_manifests(path: Path, parts: int) -> pa.Table:
+    missing = [part for part in range(parts) if not (path / _manifest_name(part, parts)).exists()]
+    if missing and parts == 1:
+        raise StoreError(
+            f"The store {path} is unfinished: run the `myna prepare` that makes it again, "
+            "and it goes on where it stopped."
+        )
+    if missing:
+        which = ", ".join(f"--shard {part}/{parts}" for part in missing)
+        raise StoreError(
+            f"The store {path} lacks {len(missing)} of its {parts} parts: run `myna prepare` with {which}."
+        )
+    tables = [pq.read_table(path / _manifest_name(part, parts)) for part in range(parts)]
+    return pa.concat_tables(tables, promote_options="permissive").sort_by("path")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence when a disk is full or refuses to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"The store {path} could not be written ({error.strerror or error}): mend that and run the same "
+            "command again; what was finished is kept."
+        ) from error
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there with all its bytes or not at all, even if the machine stops."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":  # elsewhere folders cannot be opened, and renames are durable by themselves
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+class Part:
+    """The bookkeeping of one part of a store while `prepare` writes it: begin, many writers, finish.
+
+    A journal that ends in half a line, and data beyond the last journalled track, are what a kill leaves
+    behind; `begin` cuts both off.
+    """
+
+    def __init__(self, path: Path, front_end: FrontEnd, part: int = 0, parts: int = 1):
+        self.path, self.front_end = path, front_end
+        self.prefix = f"part{part}-"
+        self.manifest_path = path / _manifest_name(part, parts)
+        self.old_manifest_path = path / "journal" / f"{self.prefix}manifest.parquet"
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / "store.json").exists():
+                if any(not entry.name.startswith(".") for entry in path.iterdir()):
+                    raise StoreError(
+                        f"{path} is a folder with other things in it: name a new one for the store."
+                    )
+                settings = {
+                    "format": FORMAT,
+                    "version": VERSION,
+                    "parts": parts,
+                    "front_end": front_end.model_dump(),
+                }
+                _write_whole(path / "store.json", json.dumps(settings, indent=2).encode())
+        found, found_parts = read_settings(path)
+        if found_parts != parts:
+            raise StoreError(
+                f"{path} is made in {found_parts} part(s), not {parts}: use --shard i/{found_parts}."
+            )
+        if found != front_end:
+            raise StoreError(
+                f"{path} was made with {found}, not with {front_end}: prepare into another folder."
+            )
+        with writing(path):
+            for folder in ("data", "journal"):
+                (path / folder).mkdir(exist_ok=True)
+
+    def manifest(self) -> pa.Table | None:
+        return pq.read_table(self.manifest_path) if self.manifest_path.exists() else None
+
+    def known(self) -> list[Row]:
+        """Return a row for all that is finished: from the manifest, or after a kill from the journal."""
+        manifest = self.manifest()
+        if manifest is not None:
+            return manifest.to_pylist()
+        rows = pq.read_table(self.old_manifest_path).to_pylist() if self.old_manifest_path.exists() else []
+        for journal in self._journals():
+            whole, _, _ = journal.read_bytes().rpartition(b"\n")
+            rows += [json.loads(line) for line in whole.splitlines()]
+        return rows
+
+    def begin(self, known: Iterable[Row]) -> None:
+        """Take the store out of use until `finish`, and cut off what a kill left half-written."""
+        with writing(self.path):
+            if self.manifest_path.exists():
+                self._drop_journal()  # of an update that was killed just after its manifest was written
+                os.replace(self.manifest_path, self.old_manifest_path)
+                _sync_folder(self.path)
+            for journal in self._journals():
+                whole, newline, _ = journal.read_bytes().rpartition(b"\n")
+                os.truncate(journal, len(whole) + len(newline))
+            for file, used in self._used_bytes(known):
+                if file.stat().st_size > used:
+                    os.truncate(file, used)
+
+    def finish(self, manifest: pa.Table) -> None:
+        """Write the manifest: from here on, the part is whole."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(manifest, sink, compression="zstd")
+        with writing(self.path):
+            _write_whole(self.manifest_path, sink.getvalue().to_pybytes())
+            self._drop_journal()
+            for file, used in self._used_bytes(manifest.select(["file", "row", "frames"]).to_pylist()):
+                if not used:  # what lies between used rows stays: someone may be reading this file
+                    file.unlink()
+
+    def _journals(self) -> list[Path]:
+        return sorted((self.path / "journal").glob(f"{self.prefix}*.jsonl"))
+
+    def _drop_journal(self) -> None:
+        for journal in [*self._journals(), self.old_manifest_path]:
+            journal.unlink(missing_ok=True)
+
+    def _used_bytes(self, rows: Iterable[Row]) -> list[tuple[Path, int]]:
+        """Return each data file of this part and where its last row in use ends."""
+        end: dict[str, int] = {}
+        for row in rows:
+            if row["frames"]:
+                end[row["file"]] = max(end.get(row["file"], 0), row["row"] + row["frames"])
+        files = sorted((self.path / "data").glob(f"{self.prefix}*.f16"))
+        return [(file, end.get(file.name, 0) * self.front_end.bands * 2) for file in files]
+
+
+def manifest_table(rows: Iterable[Row]) -> pa.Table:
+    """Make the manifest of a part: sorted by path, one set of frames for equal content."""
+    rows = sorted(rows, key=lambda row: row["path"])
+    frames_of: dict[str, Row] = {}
+    for row in sorted((row for row in rows if row["frames"]), key=lambda row: (row["file"], row["row"])):
+        frames_of.setdefault(row["content_hash"], row)
+    rows = [row | _place(frames_of.get(row["content_hash"], row)) if row["frames"] else row for row in rows]
+    columns = {}
+    for name, kind in SCHEMA.items():
+        values = [row[name] for row in rows]
+        columns[name] = pa.array(
+            [sorted(dict(tags).items()) for tags in values] if name == "tags" else values, kind
+        )
+    for name in sorted({name for row in rows for name in row["extra"]}):
+        values = [row["extra"].get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # manifests that disagree about a column's type
+            columns[name] = pa.array([None if value is None else str(value) for value in values])
+    return pa.table(columns)
+
+
+def _place(row: Row) -> Row:
+    return {name: row[name] for name in ("frames", "file", "row")}
+
+
+class Writer:
+    """Appends tracks to a part, in files that are its own. Any number of writers may work side by side.
+
+    Blocks of frames belong to nobody until `commit` journals their track; `abort` drops them.
+    """
+
+    def __init__(self, part: Part, slot: int, file_bytes: int = FILE_BYTES):
+        self.part, self.name, self.file_bytes = part, f"{part.prefix}writer{slot}", file_bytes
+        with writing(part.path):
+            self.journal = open(part.path / "journal" / f"{self.name}.jsonl", "ab")  # noqa: SIM115
+        self.data = None
+        self.start = self.frames = 0  # of the current track: its first row, its rows so far
+
+    def append(self, mel: Float32[np.ndarray, "frame band"]) -> None:
+        """Add frames of power to the current track."""
+        with writing(self.part.path):
+            if not self.frames:
+                self._choose_file()
+            self.data.write(compress(mel).tobytes())
+            self.frames += len(mel)
+
+    def commit(self, row: Row) -> Row:
+        """Finish the current track: from here on, its row and its frames outlive any kill."""
+        with writing(self.part.path):
+            if self.frames:
+                self.data.flush()
+                os.fsync(self.data.fileno())
+                row = row | {"frames": self.frames, "file": Path(self.data.name).name, "row": self.start}
+                self.frames = 0
+            self.journal.write(json.dumps(row).encode() + b"\n")
+            self.journal.flush()
+            os.fsync(self.journal.fileno())
+        return row
+
+    def abort(self) -> None:
+        """Forget the current track's frames."""
+        if self.frames:
+            with writing(self.part.path):
+                self.data.flush()
+                self.data.truncate(self.start * self.part.front_end.bands * 2)
+                self.data.seek(0, os.SEEK_END)  # where the next track begins is read from here
+                self.frames = 0
+
+    def close(self) -> None:
+        self.abort()
+        for file in (self.data, self.journal):
+            if file is not None:
+                file.close()
+
+    def _choose_file(self) -> None:
+        """Go on with our newest data file, or begin another if that is full."""
+        if self.data is None or self.data.tell() >= self.file_bytes:
+            folder = self.part.path / "data"
+            ours = re.compile(re.escape(self.name) + r"-(\d+)\.f16")
+            numbers = [int(match[1]) for path in folder.iterdir() if (match := ours.fullmatch(path.name))]
+            newest = max(numbers, default=0)
+            path = folder / f"{self.name}-{newest:04d}.f16"
+            if path.exists() and path.stat().st_size >= self.file_bytes:
+                path = folder / f"{self.name}-{newest + 1:04d}.f16"
+            if self.data is not None:
+                self.data.close()
+            self.data = open(path, "ab")  # noqa: SIM115
+        self.start = self.data.tell() // (self.part.front_end.bands * 2)

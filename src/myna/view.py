@@ -1,0 +1,266 @@
+"""(store, seed, step) becomes a batch: two views of each clip, their visible patches and nothing else.
+
+The mask is drawn before anything is read, so a view costs the few patches that it keeps (section 3.2 and Algorithm 1
+of the paper, in the other order). Nothing here depends on workers, ranks, or what was drawn before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from myna import mask, noise
+from myna.errors import StoreError
+from myna.patch import PATCHES, Grid, Kind
+from myna.store import Store, expand
+
+# What a random number is for: one stream each, so that no two draws share numbers.
+_ORDER, _BATCHES, _CLIPS, _SLACK, _START, _MASK = range(6)
+VIEWS = 2
+
+
+class ViewConfig(BaseModel):
+    """How clips are cut from tracks, and views from clips."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clip_seconds: float = Field(10.0, ge=0, description="length of a training item; 0 takes whole tracks")
+    mask_ratio: float = Field(0.9, ge=0, lt=1, description="share of the tokens of a view that is dropped")
+
+
+class Clips:
+    """The training items of a store: every track cut into clips of `clip_seconds`, end to end.
+
+    What a track has beyond whole clips is not lost: each epoch shifts the track's clips by a random part of it.
+    """
+
+    def __init__(self, store: Store, *, clip_seconds: float, crop_frames: int) -> None:
+        wanted = round(clip_seconds * store.front_end.frame_rate_hz - 0.5)  # whole frames inside the clip
+        usable = np.flatnonzero(store.frames >= crop_frames)
+        if not len(usable):
+            found = f"the longest has {store.frames.max()}" if len(store.frames) else "it has no tracks"
+            raise StoreError(
+                f"Every track in {store.path} is shorter than the {crop_frames} frames of one segment ({found}): "
+                "prepare longer music, or take a shorter segment."
+            )
+        frames = torch.from_numpy(store.frames[usable])
+        length = frames if wanted <= 0 else frames.clamp(max=max(wanted, crop_frames))
+        count = frames // length
+        self.tracks = len(usable)
+        self.track = torch.arange(self.tracks).repeat_interleave(count)  # clip → track
+        first = torch.cumsum(count, 0) - count
+        self.number = torch.arange(len(self.track)) - first[self.track]  # clip → 0, 1, ... inside its track
+        self.frames = length  # track → frames of each of its clips
+        self.slack = frames - count * length  # track → frames beyond whole clips
+        self.row = torch.from_numpy(store.first_rows()[usable])  # track → its first row in the store
+        self.count = count
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def order(self, *, seed: int, epoch: int, batch: int) -> Int[Tensor, "step batch"]:
+        """Return the clips of every step of an epoch. A batch holds no two clips of one track if it can.
+
+        Tracks are put in random order, each with its clips side by side in random order, and then dealt out to the
+        batches like cards: as long as a track has no more clips than there are batches, they all part. What does not
+        fill a batch is left out; it differs each epoch.
+        """
+        steps = len(self) // batch
+        track_rank = noise.bits(noise.key(seed, epoch, _ORDER), torch.arange(self.tracks))
+        clip_rank = noise.permutation(noise.key(seed, epoch, _CLIPS), len(self))
+        by_track = clip_rank[torch.argsort(track_rank[self.track[clip_rank]], stable=True)]
+        dealt = by_track[: steps * batch].view(batch, steps).T
+        return dealt[noise.permutation(noise.key(seed, epoch, _BATCHES), steps)]
+
+    def span(self, clip: Int[Tensor, " batch"], *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the first store row and the number of frames of each clip, as this epoch cuts them."""
+        track = self.track[clip]
+        shift = noise.below(noise.key(seed, epoch, _SLACK), track, self.slack[track] + 1)
+        return self.row[track] + self.number[clip] * self.frames[track] + shift, self.frames[track]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the views of a batch lie, before anything is read. All int64.
+
+    `rows` (view, batch): the first store row of each crop. `tokens` (view, batch, visible): the tokens that stay,
+    for each patch kind.
+    """
+
+    rows: Int[Tensor, "view batch"]
+    tokens: dict[str, Int[Tensor, "view batch visible"]]
+
+
+def draw(
+    clips: Clips,
+    clip: Int[Tensor, " batch"],
+    grids: dict[Kind, Grid],
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    mask_ratio: float,
+    first: int = 0,
+) -> Draw:
+    """Draw crops and masks for the clips of one step; `first` is the place of clip[0] in the global batch."""
+    row, frames = clips.span(clip, seed=seed, epoch=epoch)
+    place = first + torch.arange(len(clip))
+    view = place * VIEWS + torch.arange(VIEWS)[:, None]  # (view, batch): one number for each view of the step
+    crop_frames = max(grid.frames for grid in grids.values())
+    start = noise.below(noise.key(seed, step, _START), view, frames - crop_frames + 1)
+    tokens = {
+        kind: mask.uniform(
+            noise.key(seed, step, _MASK + number),
+            view,
+            tokens=grid.tokens,
+            visible=mask.visible_count(grid.tokens, mask_ratio),
+        )
+        for number, (kind, grid) in enumerate(grids.items())
+    }
+    return Draw(row + start, tokens)
+
+
+class Rows(Protocol):
+    """The frames of a whole store as one tall table, rows x bands, wherever it is kept."""
+
+    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
+        """Read pieces of rows: row r, cut into `blocks` equal pieces, holds the pieces r * blocks and on."""
+        ...
+
+
+class HostRows:
+    """The store's memory maps, one after another; only what is asked for is read from disk."""
+
+    def __init__(self, files: Sequence[np.ndarray]) -> None:
+        self.files = files
+        self.first = np.cumsum([0] + [len(file) for file in files])
+
+    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
+        index = block.numpy()
+        width = self.files[0].shape[1] // blocks
+        out = np.empty((*index.shape, width), np.float16)
+        if len(self.files) == 1:
+            np.take(self.files[0].reshape(-1, width), index, axis=0, out=out, mode="clip")
+            return torch.from_numpy(out)
+        # every view lies inside one file, so looking at the first row of each is enough
+        flat, rows = out.reshape(len(index), -1, width), index.reshape(len(index), -1)
+        owner = np.searchsorted(self.first, rows[:, 0] // blocks, side="right") - 1
+        for number in np.unique(owner):
+            mine = np.flatnonzero(owner == number)
+            pieces = self.files[number].reshape(-1, width)
+            flat[mine] = np.take(pieces, rows[mine] - self.first[number] * blocks, axis=0)
+        return torch.from_numpy(out)
+
+
+class DeviceRows:
+    """The whole store in the memory of a device: nothing is left to load."""
+
+    def __init__(self, files: Sequence[np.ndarray], device: torch.device) -> None:
+        rows = sum(len(file) for file in files)
+        self.table = torch.empty((rows, files[0].shape[1]), dtype=torch.float16, device=device)
+        at, piece = 0, 1 << 20
+        for file in files:
+            for start in range(0, len(file), piece):
+                part = torch.from_numpy(np.array(file[start : start + piece]))
+                self.table[at : at + len(part)] = part
+                at += len(part)
+
+    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
+        table = self.table.view(-1, self.table.shape[1] // blocks)
+        index = block.to(table.device, non_blocking=True)
+        return table.index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+def gather(rows: Rows, first: Tensor, tokens: Tensor, grid: Grid) -> Float16[Tensor, "view batch visible value"]:
+    """Read the visible patches of crops that begin at store rows `first`, companded as the store keeps them."""
+    patch = grid.patch
+    frame = first[..., None] + (tokens % grid.columns) * patch.frames  # (view, batch, visible)
+    frame = frame[..., None] + torch.arange(patch.frames, device=first.device)
+    band_block = (tokens // grid.columns)[..., None]
+    index = (frame * grid.rows + band_block).flatten(0, 1)
+    pieces = rows.take(index, blocks=grid.rows)  # (view batch) visible frame band
+    return pieces.unflatten(0, tokens.shape[:2]).transpose(-1, -2).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of each clip, for one patch kind: power of the visible patches, and which tokens they are."""
+
+    patches: Float[Tensor, "view batch visible value"]
+    tokens: Int[Tensor, "view batch visible"]
+
+
+class Loader:
+    """Batches of views of a store, by step. `loader(step)` is pure: same store, seed, step, same views.
+
+    `batch` is the global batch. A rank of several passes its own `slice_` of it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: ViewConfig,
+        grids: dict[Kind, Grid],
+        *,
+        batch: int,
+        seed: int,
+        rows: Rows | None = None,
+        slice_: slice = slice(None),
+    ) -> None:
+        crop_frames = max(grid.frames for grid in grids.values())
+        self.clips = Clips(store, clip_seconds=config.clip_seconds, crop_frames=crop_frames)
+        if len(self.clips) < batch:
+            raise StoreError(
+                f"A batch of {batch} was asked for, but {store.path} has only {len(self.clips)} clips in "
+                f"{self.clips.tracks} tracks: add music, or take --batch {len(self.clips)} or less."
+            )
+        self.config, self.grids, self.batch, self.seed = config, grids, batch, seed
+        self.rows = rows if rows is not None else HostRows(store.files)
+        self.slice = slice(*slice_.indices(batch))
+        self._epoch: tuple[int, Tensor] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.clips) // self.batch
+
+    def clip_numbers(self, step: int) -> Int[Tensor, " batch"]:
+        """Return which clips the whole batch of this step holds."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self.clips.order(seed=self.seed, epoch=epoch, batch=self.batch))
+        return self._epoch[1][place]
+
+    def draw(self, step: int) -> Draw:
+        """Draw this rank's crops and masks of a step."""
+        return draw(
+            self.clips,
+            self.clip_numbers(step)[self.slice],
+            self.grids,
+            seed=self.seed,
+            epoch=step // self.steps_per_epoch,
+            step=step,
+            mask_ratio=self.config.mask_ratio,
+            first=self.slice.start,
+        )
+
+    def __call__(self, step: int, device: torch.device | str = "cpu") -> dict[Kind, Views]:
+        """Return the views of a step on `device`, one for each patch kind."""
+        drawn = self.draw(step)
+        views = {}
+        for kind, grid in self.grids.items():
+            tokens = drawn.tokens[kind]
+            patches = gather(self.rows, drawn.rows, tokens, grid)
+            views[kind] = Views(expand(patches.to(device)), tokens.to(device))
+        return views
+
+
+def grids_of(kinds: Sequence[Kind], *, bands: int, frames: int) -> dict[Kind, Grid]:
+    """Lay each patch kind over a crop of at most `frames`: floored to whole patches of the first kind."""
+    first = PATCHES[kinds[0]]
+    crop = frames // first.frames * first.frames
+    return {kind: Grid.of(PATCHES[kind], bands=bands, frames=crop) for kind in kinds}

@@ -1,0 +1,86 @@
+"""A vision transformer encoder: tokens become tokens. It knows no audio.
+
+SimpleViT (arXiv 2205.01580): pre-norm blocks, no class token, no dropout, no bias on the attention's projections.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens of a sample."""
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        batch, tokens, _ = x.shape
+        qkv = self.to_qkv(self.norm(x)).view(batch, tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, head, token, head_dim)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.to_out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, *, mlp_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, mlp_dim)
+        self.down = nn.Linear(mlp_dim, dim)
+
+    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        return self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, *, heads: int, head_dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads=heads, head_dim=head_dim)
+        self.feed_forward = FeedForward(dim, mlp_dim=mlp_dim)
+
+    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        x = x + self.attention(x)
+        return x + self.feed_forward(x)
+
+
+class ViT(nn.Module):
+    """A stack of blocks and a final norm. ViT-S: dim 384, depth 12, heads 6, head_dim 64, mlp_dim 1536."""
+
+    def __init__(self, *, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, heads=heads, head_dim=head_dim, mlp_dim=mlp_dim) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def forward_flops(*, tokens: int, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int) -> int:
+    """Count the floating-point operations of the matrix products of one sample's forward pass."""
+    inner = heads * head_dim
+    per_token = 2 * dim * (4 * inner + 2 * mlp_dim) + 4 * tokens * inner
+    return depth * tokens * per_token
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Count the trainable numbers of a module."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def draw_parameters_(module: nn.Module, *, seed: int) -> None:
+    """Draw all weights anew, in PyTorch's default way, as a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in module.modules():
+            if isinstance(part, nn.Linear | nn.LayerNorm):
+                part.reset_parameters()
