@@ -41,6 +41,7 @@ def contrastive(
     or over those and p (`ntxent`: SimCLR, arXiv 2002.05709). Retrieval is the share of anchors whose positive is
     nearer than every other clip. Similarities, loss and gradient are float32 whatever comes in.
     """
+    assert first.shape == second.shape, f"views of shape {tuple(first.shape)} and {tuple(second.shape)}"
     z = F.normalize(torch.cat([first, second]).float(), dim=1)
     return _Contrastive.apply(z, form, temperature, chunk)
 

@@ -102,6 +102,7 @@ if (map) {
     if (sound) play(sound);
   });
   points.forEach((point, i) => point.classList.toggle("plays", Boolean(data.plays[i])));
+  for (const choice of choices) choice.addEventListener("click", () => colour(choice.dataset.label));
   if (choices.length) colour(choices[0].dataset.label);
 }
 addEventListener("scroll", () => (tip.hidden = true), { passive: true });

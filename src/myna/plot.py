@@ -22,6 +22,7 @@ MAGMA = ("000004", "1c1044", "4f127b", "812581", "b5367a", "e55064", "fb8761", "
 COLOURS = 8  # classes c0..c7 of the page for categories, and q0..q7 for ranges of a number
 # Above eight groups the colours come again with another shape.
 SHAPES = ("M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z", "M0-6.4L6.4 0 0 6.4-6.4 0z", "M0-6.2L6 4.4H-6z")
+WIDTH = 400.0  # of a chart: on a telephone its text is still read, on a desk two stand side by side
 MAP_SIDE = 640.0
 
 
@@ -90,7 +91,7 @@ def path(xs: Iterable[float], ys: Iterable[float]) -> str:
 
 def line_chart(x: np.ndarray, y: np.ndarray, *, x_label: str, y_label: str, label: str) -> str:
     """Draw y over x: the measured values thin, their running mean thick, its last value in numbers."""
-    width, height, left, right, top, bottom = 440.0, 270.0, 46.0, 424.0, 26.0, 226.0
+    height, left, right, top, bottom = 250.0, 42.0, WIDTH - 16, 26.0, 206.0
     kept = np.isfinite(y)
     x, y = np.asarray(x, float)[kept], np.asarray(y, float)[kept]
     assert len(x) > 1, "a line needs two finite points"
@@ -115,7 +116,7 @@ def line_chart(x: np.ndarray, y: np.ndarray, *, x_label: str, y_label: str, labe
     above = mean[-1] >= mean[len(mean) // 2]
     at = max(end - 12, top - 6) if above else min(max(end - 16, top), bottom - 14)
     parts += [text(right, at, number(float(mean[-1])), "value", "end")]
-    return svg(width, height, parts, label=f"{label}: {number(float(mean[-1]))} at the end", kind="chart")
+    return svg(WIDTH, height, parts, label=f"{label}: {number(float(mean[-1]))} at the end", kind="chart")
 
 
 # ------------------------------------------------------------------------------------------ bars
@@ -137,7 +138,7 @@ def bars(
     The first name is marked as the one that the picture is about, the values of the best are bold.
     """
     left = 14 + 6.6 * max(map(len, names))
-    width, right, top, pitch = 440.0, 440 - 14 - 6.8 * max(map(len, values)), 8.0, 30.0
+    right, top, pitch = WIDTH - 14 - 6.8 * max(map(len, values)), 8.0, 28.0
     bottom = top + pitch * len(names)
     low, high = min(chance, *lows), max(chance, *highs)
     pad = 0.06 * (high - low) or 1.0
@@ -154,10 +155,10 @@ def bars(
         parts += [f'<rect class="bar {kind}" {box}/>']
         parts += [segment(across(lows[i]), y, across(highs[i]), y, "whisker")]
         parts += [segment(across(v), y - 4, across(v), y + 4, "whisker") for v in (lows[i], highs[i])]
-        parts += [text(width - 2, y + 4, values[i], "value" if name in best else "soft", "end")]
+        parts += [text(WIDTH - 2, y + 4, values[i], "value" if name in best else "soft", "end")]
     parts += [segment(across(chance), top - 4, across(chance), bottom + 4, "chance")]
     parts += [text(left, bottom + 36, f"{axis_label}; bars start at chance, {number(chance)}", "axis")]
-    return svg(width, bottom + 44, parts, label=axis_label, kind="chart")
+    return svg(WIDTH, bottom + 44, parts, label=axis_label, kind="chart")
 
 
 # --------------------------------------------------------------------------------------- scatter
@@ -194,10 +195,7 @@ def _ranges(values: Float[np.ndarray, " point"]) -> Grouping:
     edges = ticks(values.min(), values.max(), COLOURS)
     edges = [e for e in edges if values.min() < e < values.max()][: COLOURS - 1]
     ends = ["", *map(number, edges), ""]
-    names = [
-        f"{a}–{b}" if a and b else (f"under {b}" if b else f"from {a}")
-        for a, b in pairwise(ends)
-    ]
+    names = [f"{a}–{b}" if a and b else (f"under {b}" if b else f"from {a}") for a, b in pairwise(ends)]
     spread = np.linspace(0, COLOURS - 1, len(names)).round().astype(int)
     member = np.searchsorted(np.array(edges), values, side="right")
     return Grouping(tuple(names), tuple(f"q{i}" for i in spread), (0,) * len(names), member.astype(np.int64))
@@ -258,7 +256,7 @@ def patch_boxes(frames: int, bands: int, patch: tuple[int, int]) -> Int[np.ndarr
     Tokens run row by row: the lowest bands first, and in them from left to right.
     """
     high, wide = patch
-    assert bands % high == 0 and frames % wide == 0, f"{frames}x{bands} is no grid of {wide}x{high} patches"
+    assert (bands % high, frames % wide) == (0, 0), f"{frames}x{bands} is no grid of {wide}x{high} patches"
     band, frame = np.meshgrid(np.arange(0, bands, high), np.arange(0, frames, wide), indexing="ij")
     size = np.broadcast_to((wide, high), (band.size, 2))
     return np.concatenate([np.stack([frame.ravel(), band.ravel()], axis=1), size], axis=1)
@@ -274,7 +272,7 @@ def mask_overlay(
 ) -> str:
     """Draw a spectrogram whose hidden patches are dimmed; `frame_s` is the time from frame to frame."""
     frames, bands = mel.shape
-    left, top, wide, high = 40.0, 8.0, 392.0, 250.0
+    left, top, wide, high = 34.0, 8.0, WIDTH - 40, 230.0
     boxes = patch_boxes(frames, bands, patch)
     scale = np.array([wide / frames, high / bands])
     hidden, seen = [], []
@@ -294,4 +292,4 @@ def mask_overlay(
         parts += [text(across(value), top + high + 16, number(value), "tick", "middle")]
     parts += [text(left + wide, top + high + 34, "time (s)", "axis", "end")]
     parts += [text(left, top + high + 34, "up: mel band, low to high", "axis")]
-    return svg(440, top + high + 42, parts, label=label, kind="chart mel")
+    return svg(WIDTH, top + high + 42, parts, label=label, kind="chart mel")

@@ -22,7 +22,7 @@ from rich.text import Text
 from myna import plot
 
 EXCERPT_RATE_HZ = 24_000
-EXCERPT_BIT_RATE = 40_000
+EXCERPT_BIT_RATE = 32_000
 
 
 # ------------------------------------------------------------------------------- what is reported
@@ -60,7 +60,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Clip:
-    """A song to listen to. Labels of the caption stand between " · "; those shared with a query are marked."""
+    """A song to listen to; " · " parts the labels of its caption, and those of the query are marked."""
 
     title: str
     caption: str = ""
@@ -143,7 +143,9 @@ def verdict(table: ScoreTable) -> str:
     found: dict[str, list[str]] = {"better": [], "worse": [], "too close to call": []}
     for column in table.columns:
         a, b = table.scores[ours, column], table.scores[theirs, column]
-        found["better" if a.low > b.high else "worse" if a.high < b.low else "too close to call"].append(column)
+        found["better" if a.low > b.high else "worse" if a.high < b.low else "too close to call"].append(
+            column
+        )
     said = [f"{how} on {_listed(columns)}" for how, columns in found.items() if columns]
     return f"{ours} against {theirs}: {'; '.join(said)}"
 
@@ -158,8 +160,8 @@ def _listed(names: Sequence[str]) -> str:
 def encode_excerpt(samples: np.ndarray, rate_hz: int, seconds: float = 6.0) -> tuple[bytes, str]:
     """Encode the middle of (samples,) or (samples, channels) for a player; returns the bytes and their type.
 
-    MP3, mono, 24 kHz, 40 kbit/s: 5 kB a second. Opus would be half of that, but not every browser in use plays
-    it from Ogg. The peak is brought to 0.9, since a page has one volume for all its songs.
+    MP3, mono, 24 kHz, 32 kbit/s: 4 kB a second. Opus would need half of that, but not every browser in use
+    plays it from Ogg. The peak is brought to 0.9, since a page has one volume for all its songs.
     """
     mono = np.asarray(samples, np.float32)
     mono = mono.mean(axis=1) if mono.ndim == 2 else mono
@@ -187,6 +189,13 @@ def _key(clip: Clip) -> str:
 
 def _clips(report: Report) -> list[Clip]:
     return [clip for row in report.neighbours for clip in (row.query, *row.nearest)]
+
+
+def _plays(report: Report) -> list[str | None]:
+    """Find each point's sound by its title; two songs of one title cannot be told apart, so neither plays."""
+    sounds = {clip.title: _key(clip) for clip in _clips(report) if clip.audio}
+    count = Counter(report.point_titles)
+    return [sounds.get(title) if count[title] == 1 else None for title in report.point_titles]
 
 
 # --------------------------------------------------------------------------------------- the page
@@ -251,8 +260,6 @@ def _data(report: Report) -> dict[str, object]:
         for clip in _clips(report)
         if clip.audio
     }
-    playable = {clip.title: _key(clip) for clip in _clips(report) if clip.audio}
-    count = Counter(report.point_titles)
     labels = {}
     for question, answers in report.point_labels.items():
         grouping = plot.group(answers)
@@ -267,8 +274,7 @@ def _data(report: Report) -> dict[str, object]:
         "sounds": sounds,
         "shapes": plot.SHAPES,
         "titles": list(report.point_titles),
-        # Two songs of one title cannot be told apart here, so neither plays.
-        "plays": [playable.get(title) if count[title] == 1 else None for title in report.point_titles],
+        "plays": _plays(report),
         "labels": labels,
     }
 
@@ -328,8 +334,10 @@ def _map(report: Report) -> str:
     explained = (
         f"{len(report.points):,} songs, laid out by t-SNE from their vectors alone; no label was used. "
         "Near means similar; directions and distances across the map mean nothing and have no unit. "
-        "Point at a mark for its title; ringed marks play."
+        "Point at a mark for its title."
     )
+    if any(_plays(report)):
+        explained += " Ringed marks play."
     return _section(
         "Each dot is a song; songs that the model hears as alike lie close together",
         body,
@@ -344,7 +352,8 @@ def _card(clip: Clip, shared: set[str]) -> str:
     )
     button = ""
     if clip.audio:
-        button = f'<button type="button" class="play" data-sound="{_key(clip)}" aria-label="play {escape(clip.title)}"></button>'
+        says = f'data-sound="{_key(clip)}" aria-label="play {escape(clip.title)}"'
+        button = f'<button type="button" class="play" {says}></button>'
     near = (
         ""
         if clip.similarity is None
@@ -391,7 +400,8 @@ def _views(report: Report) -> str:
     )
     explained = (
         "Two moments of one song, nearly all of each hidden. From the bright patches alone the model "
-        "has to tell that they belong together, among all other songs of the batch. Colour is level: 80 dB from black to light."
+        "has to tell that they belong together, among all other songs of the batch. "
+        "Colour is level: 80 dB from black to light."
     )
     return _section(
         "All that the model sees of a song while it learns",
@@ -420,7 +430,9 @@ def _curves(report: Report) -> str:
         return ""
     explained = "Thin: as measured on each batch. Thick: running mean."
     return _section(
-        "How well the model matched two views of one song, step by step", f'<div class="grid">{"".join(panels)}</div>', explained=explained
+        "How well the model matched two views of one song, step by step",
+        f'<div class="grid">{"".join(panels)}</div>',
+        explained=explained,
     )
 
 

@@ -1,7 +1,7 @@
 """Composes: a key, a style, a tempo and players become notes.
 
-Time is counted in sixteenth steps. What a style is: rhythms, chord progressions, articulation. Which key and which
-instruments it has is not part of it.
+Time is counted in sixteenth steps. A style is rhythms, chord progressions and articulation; keys and
+instruments are no part of it.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONIC
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 REGISTERS = {  # lowest and highest MIDI pitch that a family plays
     "piano": (48, 79), "organ": (45, 77), "strings": (45, 82), "brass": (45, 76), "guitar": (43, 74),
-    "flute": (60, 88), "bells": (60, 91), "choir": (48, 77), "electric bass": (28, 47), "synth bass": (26, 47),
+    "flute": (60, 88), "bells": (60, 91), "choir": (48, 77),
+    "electric bass": (28, 47), "synth bass": (26, 47),
 }  # fmt: skip
 BASSES = ("electric bass", "synth bass")
 
 
 @dataclass(frozen=True)
 class Style:
-    """Habits. Patterns have one character a step; each song picks one of the alternatives and changes it a little."""
+    """Habits of a style; patterns have one character a step, and a song varies one of the alternatives."""
 
     kick: tuple[str, ...]
     snare: tuple[str, ...]
@@ -229,7 +230,7 @@ def play_drums(plan: Plan, rng: np.random.Generator) -> list[Note]:
                 if mark == "x":
                     accent = (1.0 if step % 4 == 0 else 0.75) * rng.uniform(0.75, 1.0)
                     notes.append(Note(bar * habits.steps + step, 1, number, level * accent))
-    return notes
+    return notes or [Note(step, 1, 2, 0.8) for step in range(0, plan.bars * habits.steps, 4)]
 
 
 def play_bass(plan: Plan, low: int, rng: np.random.Generator) -> list[Note]:
@@ -239,7 +240,7 @@ def play_bass(plan: Plan, low: int, rng: np.random.Generator) -> list[Note]:
         (bar * steps + step, mark)
         for bar in range(plan.bars)
         for step, mark in enumerate(plan.bass_pattern)
-        if mark != "." and rng.random() > 0.04
+        if mark != "." and (step == 0 or rng.random() > 0.04)
     ]
     for (step, mark), (after, _) in zip(marks, [*marks[1:], (plan.bars * steps, "")], strict=True):
         chord = plan.chord(step)
@@ -264,8 +265,9 @@ def play_chords(plan: Plan, low: int, rng: np.random.Generator) -> list[Note]:
     """Strike chords in the style's rhythm."""
     notes, steps, spread = [], plan.style.steps, rng.random() < 0.35
     strum = rng.uniform(0, 0.12)
-    hits = [b * steps + s for b in range(plan.bars) for s, mark in enumerate(plan.comp_pattern) if mark == "x"]
-    hits = [hit for hit in hits if rng.random() > 0.05]
+    struck = [step for step, mark in enumerate(plan.comp_pattern) if mark == "x"] or [0]
+    hits = [bar * steps + step for bar in range(plan.bars) for step in struck]
+    hits = [hit for hit in hits if rng.random() > 0.05] or hits
     for hit, after in zip(hits, [*hits[1:], plan.bars * steps], strict=True):
         velocity = (1.0 if hit % 4 == 0 else 0.8) * rng.uniform(0.7, 1.0)
         for place, pitch in enumerate(voice(plan.chord(hit), low, spread)):
@@ -307,7 +309,8 @@ def play_melody(plan: Plan, low: int, rng: np.random.Generator) -> list[Note]:
     metre = np.where(np.arange(steps) % 4 == 0, 2.0, np.where(np.arange(steps) % 2 == 0, 1.2, 0.4))
     cells = rng.random((2, steps)) < density * metre
     ladder = [p for p in range(low, low + 18) if p % 12 in plan.scale]
-    hits = [bar * steps + s for bar in range(plan.bars) for s in np.flatnonzero(cells[bar // 2 % 2])]
+    cells[:, 0] |= ~cells.any(axis=1)
+    hits = [bar * steps + int(s) for bar in range(plan.bars) for s in np.flatnonzero(cells[bar // 2 % 2])]
     at, notes = int(rng.integers(len(ladder))), []
     for hit, after in zip(hits, [*hits[1:], plan.bars * steps], strict=True):
         at = int(np.clip(at + rng.choice([-3, -2, -1, -1, 0, 1, 1, 2, 3]), 0, len(ladder) - 1))

@@ -1,4 +1,4 @@
-"""Composes labelled music from a seed: songs whose key, style, tempo and instruments are known by construction."""
+"""Composes labelled music from a seed: key, style, tempo and instruments are known by construction."""
 
 import csv
 import multiprocessing
@@ -19,6 +19,7 @@ TUNED = ("piano", "organ", "strings", "brass", "guitar", "flute", "bells", "choi
 INSTRUMENTS = (*TUNED, *BASSES, "drums")
 SLOWEST_BPM, FASTEST_BPM = 60.0, 180.0
 PARTS = ("chords", "melody", "pad", "arpeggio")
+LEVELS_DB = {"melody": -1, "pad": -5, "drums": 1}
 SEED_LABELS, SEED_PLAN, SEED_MIX, SEED_PLAYER = range(4)
 
 
@@ -64,8 +65,30 @@ def song(seed: int, index: int, *, seconds: float = 20.0) -> Song:
 
 
 def _title(rng: np.random.Generator) -> str:
-    first = ("Paper", "Copper", "Quiet", "Northern", "Velvet", "Broken", "Salt", "Electric", "Seven", "Borrowed")
-    second = ("Harbour", "Lantern", "Orchard", "Signal", "Winter", "Staircase", "Mynah", "Meridian", "Tide", "Engine")
+    first = [
+        "Paper",
+        "Copper",
+        "Quiet",
+        "Northern",
+        "Velvet",
+        "Broken",
+        "Salt",
+        "Electric",
+        "Seven",
+        "Borrowed",
+    ]
+    second = [
+        "Harbour",
+        "Lantern",
+        "Orchard",
+        "Signal",
+        "Winter",
+        "Staircase",
+        "Mynah",
+        "Meridian",
+        "Tide",
+        "Engine",
+    ]
     return f"{rng.choice(first)} {rng.choice(second)} {rng.integers(1, 1000)}"
 
 
@@ -77,7 +100,8 @@ def stems(song: Song, *, rate_hz: int = 22050) -> dict[str, np.ndarray]:
     step_s = 15 / song.tempo_bpm
     steps = STYLE[song.style].steps
     lead_s = draw.uniform(0, steps) * step_s  # the excerpt begins somewhere in a bar
-    agreed = plan(song.key, song.style, song.tempo_bpm, int(np.ceil((song.seconds + lead_s) / step_s / steps)), draw)
+    bars = int(np.ceil((song.seconds + lead_s) / step_s / steps))
+    agreed = plan(song.key, song.style, song.tempo_bpm, bars, draw)
     swing = draw.uniform(*STYLE[song.style].swing)
     parts = _share_out(song.instruments, draw)
     out = {}
@@ -85,7 +109,7 @@ def stems(song: Song, *, rate_hz: int = 22050) -> dict[str, np.ndarray]:
         rng = song.generator(SEED_PLAYER, INSTRUMENTS.index(instrument))
         notes = _shape(play(agreed, instrument, parts.get(instrument, ""), rng), agreed, swing, rng)
         stem = _render(instrument, notes, step_s, lead_s, song.seconds, cents, colour, rng, rate_hz)
-        level_db = rng.normal({"melody": -1, "pad": -5, "drums": 1}.get(parts.get(instrument, instrument), -3), 3)
+        level_db = rng.normal(LEVELS_DB.get(parts.get(instrument, instrument), -3), 3)
         out[instrument] = stem * np.float32(10 ** (level_db / 20) / (np.sqrt(np.mean(stem**2)) + 1e-9))
     return out
 
@@ -187,3 +211,85 @@ def _limit(mix: np.ndarray) -> np.ndarray:
         peaks = mix[loud]
         mix[loud] = np.sign(peaks) * (0.7 + 0.28 * np.tanh((np.abs(peaks) - 0.7) / 0.28))
     return mix
+
+
+def _encoder(codec: str) -> tuple[str, int, str, dict[str, str]]:
+    """The name, rate in Hz, sample format and options with which a codec's files are written."""
+    return {
+        "wav": ("pcm_s16le", 22050, "s16", {}),
+        "flac": ("flac", 22050, "s16", {"compression_level": "5"}),
+        "mp3": ("libmp3lame", 22050, "fltp", {"compression_level": "9", "b": "96k"}),
+        "ogg": ("vorbis", 22050, "fltp", {"strict": "-2", "flags": "+qscale", "global_quality": "354"}),
+        "opus": ("libopus", 24000, "flt", {"compression_level": "0", "b": "96k"}),
+        "m4a": ("aac", 22050, "fltp", {"aac_coder": "fast", "b": "96k"}),
+    }[codec]
+
+
+CODECS = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
+# Encoding takes longer than composing: MP3, Vorbis and AAC take turns more rarely.
+TURNS = ("flac", "wav", "opus", "mp3", "flac", "wav", "flac", "m4a", "wav", "flac", "opus", "ogg")
+
+
+def write_song(song: Song, folder: str | os.PathLike[str], *, codec: str) -> Path:
+    """Render a song into a stereo file with title and artist tags.
+
+    Raises ConfigError for a codec that is not in `CODECS`.
+    """
+    if codec not in CODECS:
+        raise ConfigError(
+            f"There is no codec {codec!r} for composed songs: choose one of {', '.join(CODECS)}."
+        )
+    name, rate_hz, sample_format, options = _encoder(codec)
+    path = Path(folder) / f"{song.index:05d}.{codec}"
+    samples = render(song)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout="stereo")
+    frame.sample_rate = 22050
+    with av.open(str(path), "w") as container:
+        container.metadata.update(title=song.title, artist=f"The {song.style.title()} Machine")
+        stream = container.add_stream(name, rate=rate_hz, layout="stereo", options=options)
+        stream.codec_context.format = sample_format
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _write_task(task: tuple[Song, str, str]) -> Path:
+    song, folder, codec = task
+    return write_song(song, folder, codec=codec)
+
+
+def write_corpus(
+    folder: str | os.PathLike[str],
+    count: int,
+    *,
+    seed: int,
+    seconds: float = 20.0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[Path, Song]]:
+    """Write songs in several codecs, and their labels as `labels.csv`, on all cores by default.
+
+    `progress` is called with the number of songs written and their count.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    songs = [song(seed, index, seconds=seconds) for index in range(count)]
+    tasks = [(s, str(folder), TURNS[s.index % len(TURNS)]) for s in songs]
+    workers = min(workers or len(os.sched_getaffinity(0)), count)
+    paths = []
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for path in pool.imap(_write_task, tasks, chunksize=4):
+            paths.append(path)
+            if progress is not None:
+                progress(len(paths), count)
+    written = list(zip(paths, songs, strict=True))
+    _write_labels(folder / "labels.csv", written)
+    return written
+
+
+def _write_labels(path: Path, written: list[tuple[Path, Song]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "title", "key", "style", "tempo_bpm", "instruments"])
+        for audio, s in written:
+            writer.writerow([audio.name, s.title, s.key, s.style, s.tempo_bpm, "|".join(s.instruments)])

@@ -71,8 +71,8 @@ def expand(companded: Companded) -> Companded:
 class Store:
     """A whole store, open for reading: the frames of each piece of music once, however many files hold it.
 
-    Tracks are sorted by content hash, so moving or renaming files changes nothing. Of track i: `frames[i]` rows of
-    `files[file_index[i]]` from `row[i]` on, `content_hashes[i]`, and `paths[i]`, the first file that holds it.
+    Tracks are sorted by content hash, so moving or renaming files changes nothing. Of track i: `frames[i]` rows
+    of `files[file_index[i]]` from `row[i]` on; `content_hashes[i]`; and `paths[i]`, the first file with it.
     `manifest` has every file, failed ones too.
     """
 
@@ -114,9 +114,7 @@ class Store:
         return self
 
     def __reduce__(self):
-        return Store.open, (
-            self.path,
-        )  # a worker process maps the files itself instead of receiving their bytes
+        return Store.open, (self.path,)  # a worker process maps the files itself instead of receiving their bytes
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -157,13 +155,9 @@ def read_settings(path: Path) -> tuple[FrontEnd, int]:
     try:
         settings = json.loads((path / "store.json").read_text())
     except FileNotFoundError:
-        raise StoreError(
-            f"{path} is no mel store (it has no store.json): make one with `myna prepare`."
-        ) from None
+        raise StoreError(f"{path} is no mel store (it has no store.json): make one with `myna prepare`.") from None
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"The settings of the store, {path / 'store.json'}, cannot be read: {error}."
-        ) from error
+        raise StoreError(f"The settings of the store, {path / 'store.json'}, cannot be read: {error}.") from error
     found = (settings.get("format"), settings.get("version"))
     if found != (FORMAT, VERSION):
         raise StoreError(
@@ -173,9 +167,7 @@ def read_settings(path: Path) -> tuple[FrontEnd, int]:
     try:
         return FrontEnd(**settings["front_end"]), int(settings["parts"])
     except (KeyError, TypeError, ValidationError) as error:
-        raise StoreError(
-            f"The settings in {path / 'store.json'} are not those of a mel store: {error}."
-        ) from error
+        raise StoreError(f"The settings in {path / 'store.json'} are not those of a mel store: {error}.") from error
 
 
 def _manifest_name(part: int, parts: int) -> str:
@@ -247,9 +239,7 @@ class Part:
             path.mkdir(parents=True, exist_ok=True)
             if not (path / "store.json").exists():
                 if any(not entry.name.startswith(".") for entry in path.iterdir()):
-                    raise StoreError(
-                        f"{path} is a folder with other things in it: name a new one for the store."
-                    )
+                    raise StoreError(f"{path} is a folder with other things in it: name a new one for the store.")
                 settings = {
                     "format": FORMAT,
                     "version": VERSION,
@@ -259,13 +249,9 @@ class Part:
                 _write_whole(path / "store.json", json.dumps(settings, indent=2).encode())
         found, found_parts = read_settings(path)
         if found_parts != parts:
-            raise StoreError(
-                f"{path} is made in {found_parts} part(s), not {parts}: use --shard i/{found_parts}."
-            )
+            raise StoreError(f"{path} is made in {found_parts} part(s), not {parts}: use --shard i/{found_parts}.")
         if found != front_end:
-            raise StoreError(
-                f"{path} was made with {found}, not with {front_end}: prepare into another folder."
-            )
+            raise StoreError(f"{path} was made with {found}, not with {front_end}: prepare into another folder.")
         with writing(path):
             for folder in ("data", "journal"):
                 (path / folder).mkdir(exist_ok=True)
@@ -336,9 +322,7 @@ def manifest_table(rows: Iterable[Row]) -> pa.Table:
     columns = {}
     for name, kind in SCHEMA.items():
         values = [row[name] for row in rows]
-        columns[name] = pa.array(
-            [sorted(dict(tags).items()) for tags in values] if name == "tags" else values, kind
-        )
+        columns[name] = pa.array([sorted(dict(tags).items()) for tags in values] if name == "tags" else values, kind)
     for name in sorted({name for row in rows for name in row["extra"]}):
         values = [row["extra"].get(name) for row in rows]
         try:

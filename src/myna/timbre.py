@@ -114,19 +114,24 @@ def draw_colour(rng: np.random.Generator) -> Colour:
 
 
 def note_bank(
-    family: str, pitches_hz: np.ndarray, seconds: float, rng: np.random.Generator, colour: Colour, rate_hz: int
+    family: str,
+    pitches_hz: np.ndarray,
+    seconds: float,
+    rng: np.random.Generator,
+    colour: Colour,
+    rate_hz: int,
 ) -> tuple[np.ndarray, Timbre]:
     """Play every pitch once by one newly drawn player: (pitch, sample), and the player."""
     timbre = draw_timbre(family, rng)
     hz, amplitude, decay = _partials(family, timbre, np.asarray(pitches_hz, float), rng, colour)
     samples = max(int(seconds * rate_hz), 2 * BLOCK)
     bank = _ring(hz / rate_hz, amplitude, decay / rate_hz, samples)
-    time_s = np.arange(bank.shape[1], dtype=np.float32) / rate_hz
     rate = rng.uniform(4.2, 6.8)
     if timbre.vibrato_cents > 4:
-        bank = _vibrato(bank, time_s, timbre.vibrato_cents, rate, rate_hz)
+        bank = _vibrato(bank, timbre.vibrato_cents, rate, rate_hz)
     if timbre.tremolo > 0.03:
-        bank *= 1 + np.float32(timbre.tremolo) * np.sin(np.float32(2 * np.pi * rate) * time_s)
+        turns = np.arange(bank.shape[1], dtype=np.float32) * np.float32(2 * np.pi * rate / rate_hz)
+        bank *= 1 + np.float32(timbre.tremolo) * np.sin(turns)
     if timbre.breath > 0.003:
         hiss = noise(bank.shape[1] / rate_hz, 700, 5000, rng, colour, rate_hz)[: bank.shape[1]]
         bank[:, : len(hiss)] += hiss * (timbre.breath * bank.std(axis=1, keepdims=True) / (hiss.std() + 1e-9))
@@ -160,7 +165,8 @@ def _partials(
         amplitude, decay = np.tile(amplitude, 2), np.tile(decay, 2)
     if timbre.swell:  # high partials come later: 1 - exp(-t / swell) is one more decaying partial, subtracted
         late = np.tile(len(n) / n, hz.shape[1] // len(n)) / timbre.swell
-        hz, amplitude, decay = np.tile(hz, 2), np.hstack([amplitude, -amplitude]), np.hstack([decay, decay + late])
+        hz, amplitude = np.tile(hz, 2), np.hstack([amplitude, -amplitude])
+        decay = np.hstack([decay, decay + late])
     return hz, amplitude, decay
 
 
@@ -192,13 +198,13 @@ def _ring(cycles: np.ndarray, amplitude: np.ndarray, decay: np.ndarray, samples:
     return (coarse @ fine).reshape(len(cycles), blocks * BLOCK)[:, :samples]
 
 
-def _vibrato(bank: np.ndarray, time_s: np.ndarray, cents: float, rate: float, rate_hz: int) -> np.ndarray:
+def _vibrato(bank: np.ndarray, cents: float, rate: float, rate_hz: int) -> np.ndarray:
     """Bend every row's time axis; the vibrato grows in over a quarter of a second."""
+    time_s = np.arange(bank.shape[1]) / rate_hz
     depth_s = (2 ** (cents / 1200) - 1) / (2 * np.pi * rate)
     bent = time_s + depth_s * np.minimum(time_s / 0.25, 1) * np.sin(2 * np.pi * rate * time_s)
-    position = np.clip(bent * rate_hz, 0, bank.shape[1] - 1.001)
-    left = position.astype(np.int32)
-    fraction = (position - left).astype(np.float32)
+    left = np.clip(bent * rate_hz, 0, bank.shape[1] - 2).astype(np.int32)
+    fraction = np.clip(bent * rate_hz - left, 0, 1).astype(np.float32)
     before = bank[:, left]
     return before + fraction * (bank[:, left + 1] - before)
 
@@ -234,23 +240,35 @@ def draw_kit(rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str
             out[: len(sound)] += np.float32(level) * sound
         return out / (np.abs(out).max() + 1e-9)
 
+    def skin() -> np.ndarray:
+        drum = ring(u(150, 260), 0.5, 0.02, u(0.04, 0.12))
+        return blend((u(0.3, 1), drum), (1, hiss(u(800, 2500), 8000, u(0.04, 0.14))))
+
+    def rim() -> np.ndarray:
+        return blend(
+            (1, ring(u(350, 1900), 0.1, 0.01, u(0.01, 0.03))), (u(0.1, 0.5), hiss(1200, 5000, 0.012))
+        )
+
+    def clap() -> np.ndarray:
+        return blend((1, hiss(u(600, 1200), u(2500, 6000), u(0.03, 0.1))))
+
+    def tom() -> np.ndarray:
+        return blend((1, ring(u(90, 400), 0.3, 0.05, u(0.06, 0.25))))
+
+    def shaker() -> np.ndarray:
+        return blend((1, hiss(u(3000, 5000), 9000, u(0.015, 0.05))))
+
+    def cowbell() -> np.ndarray:
+        return blend((1, ring(u(500, 900), 0, 0.01, u(0.03, 0.15))), (0.7, ring(u(800, 1400), 0, 0.01, 0.06)))
+
     u = rng.uniform
-    snares = [
-        lambda: blend((u(0.3, 1), ring(u(150, 260), 0.5, 0.02, u(0.04, 0.12))), (1, hiss(u(800, 2500), 8000, u(0.04, 0.14)))),
-        lambda: blend((1, ring(u(350, 1900), 0.1, 0.01, u(0.01, 0.03))), (u(0.1, 0.5), hiss(1200, 5000, 0.012))),
-        lambda: blend((1, hiss(u(600, 1200), u(2500, 6000), u(0.03, 0.1)))),
-    ]
-    percussion = [
-        lambda: blend((1, ring(u(90, 400), 0.3, 0.05, u(0.06, 0.25)))),
-        lambda: blend((1, hiss(u(3000, 5000), 9000, u(0.015, 0.05)))),
-        lambda: blend((1, ring(u(500, 900), 0, 0.01, u(0.03, 0.15))), (0.7, ring(u(800, 1400), 0, 0.01, 0.06))),
-    ]
+    thump = ring(u(40, 75), u(1, 5), u(0.01, 0.05), u(0.06, 0.25))
     return {
-        "kick": blend((1, ring(u(40, 75), u(1, 5), u(0.01, 0.05), u(0.06, 0.25))), (u(0, 0.15), hiss(1500, 6000, 0.006))),
-        "snare": snares[rng.integers(3)](),
+        "kick": blend((1, thump), (u(0, 0.15), hiss(1500, 6000, 0.006))),
+        "snare": (skin, rim, clap)[rng.integers(3)](),
         "hat": blend((1, hiss(u(3500, 7500), 11000, np.exp(u(np.log(0.01), np.log(0.15)))))),
-        "perc": percussion[rng.integers(3)](),
-    }  # fmt: skip
+        "perc": (tom, shaker, cowbell)[rng.integers(3)](),
+    }
 
 
 def add_room(dry: np.ndarray, rng: np.random.Generator, rate_hz: int) -> np.ndarray:

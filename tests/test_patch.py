@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+from einops import rearrange
+
+from myna.errors import ConfigError
+from myna.patch import PATCHES, Grid, patchify, positions, whole_frames
+
+
+@pytest.mark.parametrize(("kind", "rows", "columns"), [("square", 8, 6), ("vertical", 1, 48)])
+def test_grid_of_a_segment(kind, rows, columns):
+    grid = Grid.of(PATCHES[kind], bands=128, frames=96)
+    assert (grid.rows, grid.columns, grid.tokens) == (rows, columns, 48)
+    assert (grid.bands, grid.frames) == (128, 96)
+
+
+def test_segment_arithmetic_of_the_paper():
+    frames = 1 + 50_000 // 512
+    assert frames == 98
+    assert whole_frames(frames, PATCHES["square"]) == 96
+    assert whole_frames(frames, PATCHES["vertical"]) == 98
+    assert whole_frames(1 + 100_000 // 512, PATCHES["vertical"]) == 196
+
+
+@pytest.mark.parametrize(("bands", "frames"), [(120, 96), (128, 95), (8, 96), (128, 0)])
+def test_uneven_crops_are_refused(bands, frames):
+    with pytest.raises(ConfigError, match="whole multiples"):
+        Grid.of(PATCHES["square"], bands=bands, frames=frames)
+
+
+@pytest.mark.parametrize("kind", ["square", "vertical"])
+def test_patchify_equals_einops(kind):
+    mel = torch.randn(3, 96, 128)
+    patch = PATCHES[kind]
+    image = mel.transpose(1, 2)  # (batch, band, frame), as an image with the lowest band in row 0
+    wanted = rearrange(image, "b (h p1) (w p2) -> b (h w) (p1 p2)", p1=patch.bands, p2=patch.frames)
+    assert torch.equal(patchify(mel, patch), wanted)
+
+
+def test_token_and_value_order_by_hand():
+    mel = torch.arange(96)[None, :, None] * 1000.0 + torch.arange(128)
+    tokens = patchify(mel, PATCHES["square"])[0]
+    # token 7 is the second band row's second column: bands 16 to 31, frames 16 to 31
+    assert tokens[7, 0] == 16_000 + 16
+    assert tokens[7, 1] == 17_000 + 16  # the next value is the next frame of the same band
+    assert tokens[7, 16] == 16_000 + 17  # sixteen on is the next band
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("square", 96), ("vertical", 98), ("vertical", 196)])
+@pytest.mark.parametrize("dim", [64, 384])
+def test_positions_equal_the_formula_in_float64(kind, frames, dim):
+    grid = Grid.of(PATCHES[kind], bands=128, frames=frames)
+    table = positions(grid, dim)
+    quarter = dim // 4
+    for token in range(grid.tokens):
+        y, x = divmod(token, grid.columns)
+        omega = [10_000 ** (-k / (quarter - 1)) for k in range(quarter)]
+        wanted = [math.sin(x * w) for w in omega] + [math.cos(x * w) for w in omega]
+        wanted += [math.sin(y * w) for w in omega] + [math.cos(y * w) for w in omega]
+        torch.testing.assert_close(table[token].double(), torch.tensor(wanted).double(), atol=1e-6, rtol=0)
+
+
+def test_positions_need_a_multiple_of_four():
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        positions(Grid.of(PATCHES["square"], bands=128, frames=96), 30)
