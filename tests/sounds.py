@@ -10,7 +10,7 @@ import numpy as np
 FORMATS = {
     "mp3": ("mp3", "libmp3lame", "fltp"),
     "flac": ("flac", "flac", "s16"),
-    "ogg": ("ogg", "libvorbis", "fltp"),
+    "ogg": ("ogg", "vorbis", "fltp"),
     "opus": ("ogg", "libopus", "flt"),
     "m4a": ("ipod", "aac", "fltp"),
     "alac": ("ipod", "alac", "s16p"),
@@ -55,7 +55,7 @@ def _integers(samples, kind):
     return (scaled + (SCALE[kind] if kind == "u8" else 0)).astype(DTYPE[kind])
 
 
-def write_audio(path, samples, rate_hz=44_100, format=None, tags=None, bit_rate=192_000, layout=None):
+def write_audio(path, samples, rate_hz=44_100, *, format=None, tags=None, bit_rate=192_000, layout=None):
     """Encode float samples, (samples,) or (samples, channels), into `path`; format as its suffix unless named.
 
     Returns the path.
@@ -72,7 +72,8 @@ def write_audio(path, samples, rate_hz=44_100, format=None, tags=None, bit_rate=
         stream = container.add_stream(encoder, rate=rate_hz, layout=layout, format=sample_format)
         if not encoder.startswith("pcm") and encoder not in ("flac", "alac"):
             stream.bit_rate = bit_rate
-        stream.open() if hasattr(stream, "open") else stream.codec_context.open()
+        stream.codec_context.options = {"strict": "experimental"}  # what FFmpeg calls its own Vorbis encoder
+        stream.codec_context.open()
         step = stream.codec_context.frame_size or 4096
         for start in range(0, len(whole), step):
             part = whole[start : start + step]

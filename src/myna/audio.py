@@ -1,7 +1,7 @@
 """A file becomes mono float32 at one rate, block by block; what could not be decoded is counted.
 
-Mono is the mean of the channels. FFmpeg's own down-mix is never used: it weighs the channels by their place and
-makes stereo 3 dB louder.
+Mono is the mean of the channels. FFmpeg's own down-mix is never used: it weighs the channels by their place
+and makes stereo 3 dB louder.
 """
 
 import stat
@@ -112,10 +112,10 @@ def _codec(stream: av.AudioStream) -> str:
 
 
 class AudioStream:
-    """A file's audio as blocks of mono float32 samples, about 16 s each: `with AudioStream(path) as s: for b in s`.
+    """A file's audio as blocks of mono float32, about 16 s each: `with AudioStream(path) as s: for block in s`.
 
-    Damaged packets are left out and counted in `damaged`, as are blocks with NaN, infinite or absurd samples, which
-    become zeros. Entering raises AudioError if the file is no audio; iterating, if nothing could be decoded.
+    Damaged packets are left out and counted in `damaged`, as are blocks with NaN, infinite or absurd samples,
+    which become zeros. Entering raises AudioError if the file is no audio; iterating, if nothing could be decoded.
     `decoded_s` and `content_hash` (as `track.content_hash`) are whole when the iteration is.
     """
 
@@ -178,7 +178,7 @@ class AudioStream:
                 self.damaged += 1
 
     def _packets(self) -> Iterator[av.Packet | None]:
-        """Give every packet that the container still gives after errors, then None, which empties the decoder."""
+        """Give every packet that can be had, also after errors, then None, which empties the decoder."""
         failures = 0
         while failures < DEMUX_ATTEMPTS:
             try:
@@ -212,10 +212,9 @@ class _Run:
         self.format, self.layout, self.rate_hz = frame.format.name, frame.layout.name, frame.sample_rate
         self.channels, self.planar = frame.layout.nb_channels, frame.format.is_planar
         self.fifo, self.damaged = av.AudioFifo(), 0
-        self.dtype, full_scale, self.silence = SAMPLE_FORMATS[self.format.removesuffix("p")]
-        wide = np.float64 if self.dtype == np.float64 else np.float32
-        self.weights = np.full(self.channels, 1 / (self.channels * full_scale), wide)
-        self.offset = self.silence / full_scale
+        self.dtype, full_scale, silence = SAMPLE_FORMATS[self.format.removesuffix("p")]
+        self.wide = np.float64 if self.dtype == np.float64 else np.float32
+        self.weight, self.offset = 1 / (self.channels * full_scale), silence / full_scale
         same = self.rate_hz == rate_hz
         self.resampler = None if same else soxr.ResampleStream(self.rate_hz, rate_hz, 1, quality="HQ")
 
@@ -236,11 +235,9 @@ class _Run:
     def _mono(self, frame: av.AudioFrame) -> Float32[np.ndarray, " samples"]:
         length = frame.samples * (1 if self.planar else self.channels)
         planes = [np.frombuffer(plane, self.dtype)[:length] for plane in frame.planes]
+        channels = planes if self.planar else planes[0].reshape(-1, self.channels).T
         with np.errstate(over="ignore", invalid="ignore"):
-            if self.planar:
-                mono = sum(plane * weight for plane, weight in zip(planes, self.weights, strict=True))
-            else:
-                mono = planes[0].reshape(-1, self.channels).astype(self.weights.dtype, copy=False) @ self.weights
+            mono = sum(np.multiply(channel, self.weight, dtype=self.wide) for channel in channels)
             mono = np.asarray(mono - self.offset if self.offset else mono, np.float32)
             if np.issubdtype(self.dtype, np.floating) and not max(mono.max(), -mono.min()) <= LOUDEST:
                 self.damaged += 1

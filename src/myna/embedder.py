@@ -23,6 +23,7 @@ from myna.errors import AudioError, ConfigError
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
 from myna.patch import PATCHES, Kind
+from myna.track import tags_of
 from myna.train import Precision, pick_device, pick_precision
 
 Music = str | Path | np.ndarray
@@ -42,6 +43,8 @@ class Embedding:
     duration_s: float | None = None
     decoded_s: float = 0.0
     damaged: int = 0
+    content_hash: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def vector(self) -> Float32[np.ndarray, " dim"]:
@@ -53,12 +56,10 @@ class _Track:
     """A track whose windows are on their way."""
 
     number: int
-    starts: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # in samples
     vectors: list[np.ndarray] = field(default_factory=list)
     padded: bool = False
-    duration_s: float | None = None
-    decoded_s: float = 0.0
-    damaged: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)  # what else an Embedding tells
     whole: bool = False  # all of its windows have been cut
     error: AudioError | None = None
 
@@ -69,14 +70,7 @@ class _Track:
     def result(self, rate_hz: int) -> Embedding | AudioError:
         if self.error is not None:
             return self.error
-        return Embedding(
-            np.stack(self.vectors),
-            np.array(self.starts) / rate_hz,
-            self.padded,
-            self.duration_s,
-            self.decoded_s,
-            self.damaged,
-        )
+        return Embedding(np.stack(self.vectors), np.array(self.starts) / rate_hz, self.padded, **self.facts)
 
 
 _Event = tuple[_Track, np.ndarray | None]  # a window of a track, or None after its last
@@ -147,9 +141,11 @@ class Myna:
         """
         one = isinstance(music, str | Path | np.ndarray)
         found: list[Embedding] = [None] * (1 if one else len(music))  # type: ignore[list-item]
-        for number, result in self.stream([music] if one else music, rate_hz=rate_hz, hop_s=hop_s):
+        one_of = [music] if one else music
+        for number, result in self.stream(one_of, rate_hz=rate_hz, hop_s=hop_s):
             if isinstance(result, AudioError):
-                raise result
+                name = "The array" if isinstance(one_of[number], np.ndarray) else str(one_of[number])
+                raise AudioError(f"{name} cannot be used: {result}") from result
             found[number] = result
         if windows:
             return found[0] if one else found
@@ -244,20 +240,20 @@ def _array_blocks(track: _Track, samples: np.ndarray, rate_hz: int | None, to_hz
         raise ConfigError("An array of samples was given without its rate: say encode(samples, rate_hz=44100).")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > 64):
         raise AudioError(
-            f"An array of shape {samples.shape} was given; (samples,) or (channels, samples), 64 channels at most, "
-            "was wanted."
+            f"its shape is {samples.shape}; (samples,) or (channels, samples), 64 channels at most, was wanted"
         )
     mono = np.asarray(samples if samples.ndim == 1 else samples.mean(axis=0), np.float32)
     if not np.issubdtype(samples.dtype, np.floating) or not len(mono) or not np.isfinite(mono).all():
-        raise AudioError("An array of samples must hold at least one finite float, in -1 to 1.")
-    track.duration_s = track.decoded_s = len(mono) / rate_hz
+        raise AudioError("it must hold at least one sample, all of them finite floats in -1 to 1")
+    track.facts = {"duration_s": len(mono) / rate_hz, "decoded_s": len(mono) / rate_hz}
     yield resample(mono, rate_hz, to_hz)
 
 
 def _file_blocks(track: _Track, path: str | Path, rate_hz: int) -> Iterator[np.ndarray]:
     with AudioStream(path, rate_hz=rate_hz) as stream:
         yield from stream
-        track.duration_s, track.decoded_s, track.damaged = stream.duration_s, stream.decoded_s, stream.damaged
+        track.facts = {name: getattr(stream, name) for name in ("duration_s", "decoded_s", "damaged", "content_hash")}
+        track.facts["tags"] = tags_of(stream.container, stream.stream)
 
 
 class _Decoders:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from myna.mel import FrontEnd
 from myna.patch import PATCHES, Grid, Kind, patchify, positions
 from myna.view import grids_of
-from myna.vit import ViT, forward_flops, draw_parameters_
+from myna.vit import ViT, forward_flops
 
 Amplitude = Literal["power", "log1p", "decibel"]
 
@@ -83,29 +83,30 @@ class Tokenizer(nn.Module):
 
 
 class MynaModel(nn.Module):
-    """The network of the paper. `forward` is for training, `embed` and `encode` for use."""
+    """The network of the paper. `forward` is for training, `embed` and `encode` for use; `seed` decides the weights."""
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.tokenizers = nn.ModuleDict(
-            {kind: Tokenizer(PATCHES[kind].values, config.dim) for kind in config.patches}
-        )
-        self.encoder = ViT(
-            dim=config.dim,
-            depth=config.depth,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            mlp_dim=config.mlp_dim,
-        )
-        self.projector = nn.Sequential(
-            nn.Linear(config.dim, config.projector_hidden),
-            nn.GELU(),
-            nn.Linear(config.projector_hidden, config.projector_dim),
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.tokenizers = nn.ModuleDict(
+                {kind: Tokenizer(PATCHES[kind].values, config.dim) for kind in config.patches}
+            )
+            self.encoder = ViT(
+                dim=config.dim,
+                depth=config.depth,
+                heads=config.heads,
+                head_dim=config.head_dim,
+                mlp_dim=config.mlp_dim,
+            )
+            self.projector = nn.Sequential(
+                nn.Linear(config.dim, config.projector_hidden),
+                nn.GELU(),
+                nn.Linear(config.projector_hidden, config.projector_dim),
+            )
         for kind, grid in config.grids().items():
             self.register_buffer(f"positions_{kind}", positions(grid, config.dim), persistent=False)
-        draw_parameters_(self, seed=seed)
 
     def embed(
         self,

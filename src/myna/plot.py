@@ -101,7 +101,7 @@ def line_chart(x: np.ndarray, y: np.ndarray, *, x_label: str, y_label: str, labe
     pad = 0.04 * (y.max() - y.min()) or 1.0
     low = 0.0 if y.min() >= 0 else y.min() - pad
     up = Scale(low, y.max() + pad, bottom, top)
-    parts = [text(4, 14, y_label, "axis"), text(right, height - 8, x_label, "axis", "end")]
+    parts = [text(4.0, 14.0, y_label, "axis"), text(right, height - 8, x_label, "axis", "end")]
     for value in ticks(up.low, up.high):
         parts += [segment(left, up(value), right, up(value), "rule")]
         parts += [text(left - 6, up(value) + 4, number(value), "tick", "end")]
@@ -284,11 +284,11 @@ def mask_overlay(
     place = f'x="{left:g}" y="{top:g}" width="{wide:g}" height="{high:g}" preserveAspectRatio="none"'
     parts = [f'<image href="{mel_image(mel)}" {place}/>']
     parts += [f'<path class="hidden" d="{"".join(hidden)}"/>', f'<path class="seen" d="{"".join(seen)}"/>']
-    up = Scale(0, bands, top + high, top)
+    up = Scale(0.0, float(bands), top + high, top)
     for value in range(0, bands + 1, max(bands // 4, 1)):
-        parts += [text(left - 6, up(value) + 4, str(value), "tick", "end")]
-    across = Scale(0, frames * frame_s, left, left + wide)
-    for value in ticks(0, across.high, 4):
+        parts += [text(left - 6, up(float(value)) + 4, str(value), "tick", "end")]
+    across = Scale(0.0, frames * frame_s, left, left + wide)
+    for value in ticks(0.0, across.high, 4):
         parts += [text(across(value), top + high + 16, number(value), "tick", "middle")]
     parts += [text(left + wide, top + high + 34, "time (s)", "axis", "end")]
     parts += [text(left, top + high + 34, "up: mel band, low to high", "axis")]

@@ -51,6 +51,7 @@ class ScoreTable:
     scores: dict[tuple[str, str], Score]  # (row, column)
     metric: dict[str, str]
     chance: dict[str, float]
+    protocol: str = "A linear probe on the frozen vectors learns each question from few labelled songs."
 
     def best(self, column: str) -> set[str]:
         """Name the rows with the highest mean, as printed: equal print is a tie."""
@@ -123,7 +124,7 @@ def text_table(table: ScoreTable) -> Table:
     grid = Table(caption="×100; ± interval over seeds; bold: best of its column")
     grid.add_column("")
     for column in table.columns:
-        grid.add_column(f"{column}\n[dim]{table.metric[column]}[/dim]", justify="right")
+        grid.add_column(Text.assemble(column, "\n", (table.metric[column], "dim")), justify="right")
     for row in table.rows:
         cells = [
             Text(str(table.scores[row, column]), style="bold" if row in table.best(column) else "")
@@ -143,9 +144,7 @@ def verdict(table: ScoreTable) -> str:
     found: dict[str, list[str]] = {"better": [], "worse": [], "too close to call": []}
     for column in table.columns:
         a, b = table.scores[ours, column], table.scores[theirs, column]
-        found["better" if a.low > b.high else "worse" if a.high < b.low else "too close to call"].append(
-            column
-        )
+        found["better" if a.low > b.high else "worse" if a.high < b.low else "too close to call"].append(column)
     said = [f"{how} on {_listed(columns)}" for how, columns in found.items() if columns]
     return f"{ours} against {theirs}: {'; '.join(said)}"
 
@@ -308,14 +307,9 @@ def _scores(report: Report) -> str:
             best=table.best(column),
         )
         panels.append(f"<figure><h3>{escape(column)}</h3>{picture}</figure>")
-    explained = (
-        "Each representation is frozen, a linear probe learns each question from few labelled songs, "
-        "and is asked about the others. Bold is best; lines are intervals over seeds."
-    )
+    explained = f"{table.protocol} Bold is best; lines are intervals over seeds."
     heading = verdict(table)
-    return _section(
-        heading[0].upper() + heading[1:], f'<div class="grid">{"".join(panels)}</div>', explained=explained
-    )
+    return _section(heading[0].upper() + heading[1:], f'<div class="grid">{"".join(panels)}</div>', explained=explained)
 
 
 def _map(report: Report) -> str:
@@ -347,22 +341,14 @@ def _map(report: Report) -> str:
 
 def _card(clip: Clip, shared: set[str]) -> str:
     parts = [part for part in clip.caption.split(" · ") if part]
-    marked = "".join(
-        f'<li class="{"shared" if part in shared else ""}">{escape(part)}</li>' for part in parts
-    )
+    marked = "".join(f'<li class="{"shared" if part in shared else ""}">{escape(part)}</li>' for part in parts)
     button = ""
     if clip.audio:
         says = f'data-sound="{_key(clip)}" aria-label="play {escape(clip.title)}"'
         button = f'<button type="button" class="play" {says}></button>'
-    near = (
-        ""
-        if clip.similarity is None
-        else f'<span class="near">{clip.similarity:.2f}</span>'.replace("-", "−")
-    )
+    near = "" if clip.similarity is None else f'<span class="near">{clip.similarity:.2f}</span>'.replace("-", "−")
     caption = f'<ul class="caption">{marked}</ul>' if parts else ""
-    return (
-        f'<div class="clip">{button}<div><p class="name">{escape(clip.title)}</p>{caption}</div>{near}</div>'
-    )
+    return f'<div class="clip">{button}<div><p class="name">{escape(clip.title)}</p>{caption}</div>{near}</div>'
 
 
 def _neighbours(report: Report) -> str:
@@ -372,12 +358,8 @@ def _neighbours(report: Report) -> str:
     for row in report.neighbours:
         shared = set(row.query.caption.split(" · "))
         nearest = "".join(f"<li>{_card(clip, shared)}</li>" for clip in row.nearest)
-        rows.append(
-            f'<div class="row"><div class="query">{_card(row.query, set())}</div><ol>{nearest}</ol></div>'
-        )
-    explained = (
-        "Left: a song. Right: those whose vectors are nearest, with their cosine similarity (1 is the same)."
-    )
+        rows.append(f'<div class="row"><div class="query">{_card(row.query, set())}</div><ol>{nearest}</ol></div>')
+    explained = "Left: a song. Right: those whose vectors are nearest, with their cosine similarity (1 is the same)."
     if any(row.query.caption for row in report.neighbours):
         explained += " Labels that they share are filled in; the model never saw a label."
     return _section("What the model hears as most alike", "".join(rows), explained=explained)
@@ -395,9 +377,7 @@ def _views(report: Report) -> str:
         says = f"View {len(panels) + 1}: {len(view.visible)} of {tokens} patches of {size} are seen"
         picture = plot.mask_overlay(view.mel, view.patch, view.visible, frame_s=view.frame_s, label=says)
         panels.append(f"<figure>{picture}<figcaption>{escape(says)}</figcaption></figure>")
-    body = "".join(
-        f"<div><h3>{escape(kind)} patches</h3>{''.join(panels)}</div>" for kind, panels in columns.items()
-    )
+    body = "".join(f"<div><h3>{escape(kind)} patches</h3>{''.join(panels)}</div>" for kind, panels in columns.items())
     explained = (
         "Two moments of one song, nearly all of each hidden. From the bright patches alone the model "
         "has to tell that they belong together, among all other songs of the batch. "
@@ -422,9 +402,7 @@ def _curves(report: Report) -> str:
     )
     for heading, values, label in curves:
         if np.isfinite(values).sum() > 1:
-            picture = plot.line_chart(
-                report.steps, values, x_label="training step", y_label=label, label=heading
-            )
+            picture = plot.line_chart(report.steps, values, x_label="training step", y_label=label, label=heading)
             panels.append(f"<figure><h3>{escape(heading)}</h3>{picture}</figure>")
     if not panels:
         return ""

@@ -37,6 +37,13 @@ class Style:
     density: tuple[float, float] = (0.25, 0.5)  # melody notes a step
     drums: float = 0.75  # how often there are drums
     synth: float = 0.4  # how often the bass is a synthesiser
+    favours: tuple[str, ...] = ()  # families that are met more often, but every style knows every family
+    harmony: tuple[float, float, float, float] = (0.65, 0.0, 0.15, 0.2)  # how the harmony is played, as in `PARTS`
+    kit: str = ""  # the usual snare
+    drums_db: float = 0.0  # how a mix of the style leans
+    bass_db: float = 0.0
+    room_db: float = 0.0
+    tilt_db: float = 0.0  # an octave
     steps: int = 16  # a bar
 
 
@@ -50,6 +57,13 @@ STYLE: dict[str, Style] = {
         major=("1564", "1454", "1645", "1744"),
         minor=("1637", "1676", "1471", "1745"),
         gate=(0.6, 1.0),
+        favours=("guitar", "organ", "brass"),
+        drums_db=2.0,
+        room_db=-2.0,
+        tilt_db=0.7,
+        drums=0.9,
+        kit="skin",
+        harmony=(0.9, 0.0, 0.05, 0.05),
     ),
     "techno": Style(
         kick=("x...x...x...x...",),
@@ -60,8 +74,14 @@ STYLE: dict[str, Style] = {
         major=("1111", "1144", "1166"),
         minor=("1111", "1177", "1166"),
         gate=(0.25, 0.7),
-        drums=0.85,
-        synth=0.65,
+        drums=0.95,
+        synth=0.75,
+        favours=("bells", "organ", "choir"),
+        drums_db=5.0,
+        bass_db=3.0,
+        tilt_db=1.0,
+        kit="clap",
+        harmony=(0.4, 0.0, 0.1, 0.5),
     ),
     "waltz": Style(
         kick=("x...........",),
@@ -72,8 +92,13 @@ STYLE: dict[str, Style] = {
         major=("1155", "1451", "1625", "1144"),
         minor=("1155", "1451", "1643", "1745"),
         gate=(0.5, 1.0),
-        drums=0.6,
+        drums=0.35,
         steps=12,
+        favours=("strings", "piano", "flute"),
+        drums_db=-5.0,
+        room_db=3.0,
+        kit="skin",
+        harmony=(0.95, 0.0, 0.05, 0.0),
     ),
     "reggae": Style(
         kick=("........x.......", "x...x...x...x...", "x.......x......."),
@@ -85,6 +110,12 @@ STYLE: dict[str, Style] = {
         minor=("1144", "1717", "1414", "1765"),
         gate=(0.2, 0.6),
         swing=(0.0, 0.5),
+        favours=("organ", "guitar", "brass"),
+        bass_db=5.0,
+        tilt_db=-0.8,
+        drums=0.8,
+        kit="rim",
+        harmony=(0.95, 0.0, 0.05, 0.0),
     ),
     "ballad": Style(
         kick=("x.......x.......", "x.........x....."),
@@ -96,8 +127,14 @@ STYLE: dict[str, Style] = {
         minor=("1637", "1645", "1467", "6713"),
         gate=(0.85, 1.1),
         density=(0.15, 0.35),
-        drums=0.55,
+        drums=0.5,
         synth=0.3,
+        favours=("piano", "strings", "choir"),
+        drums_db=-3.0,
+        room_db=4.0,
+        tilt_db=-0.5,
+        kit="skin",
+        harmony=(0.4, 0.0, 0.2, 0.4),
     ),
     "bossa": Style(
         kick=("x..xx..xx..xx..x", "x.....x.x.....x."),
@@ -110,6 +147,13 @@ STYLE: dict[str, Style] = {
         gate=(0.4, 0.9),
         sevenths=0.85,
         synth=0.25,
+        favours=("guitar", "flute", "piano"),
+        drums_db=-5.0,
+        room_db=-5.0,
+        tilt_db=-0.8,
+        drums=0.7,
+        kit="rim",
+        harmony=(0.9, 0.0, 0.0, 0.1),
     ),
     "funk": Style(
         kick=("x..x..x...x..x..", "x.x....x..x....."),
@@ -122,6 +166,14 @@ STYLE: dict[str, Style] = {
         gate=(0.2, 0.6),
         sevenths=0.7,
         density=(0.3, 0.6),
+        favours=("brass", "guitar", "bells"),
+        drums_db=3.0,
+        bass_db=3.0,
+        room_db=-6.0,
+        tilt_db=0.8,
+        drums=0.9,
+        kit="skin",
+        harmony=(0.95, 0.0, 0.0, 0.05),
     ),
     "ambient": Style(
         kick=("x...............", "................"),
@@ -134,8 +186,15 @@ STYLE: dict[str, Style] = {
         gate=(1.0, 1.6),
         density=(0.08, 0.25),
         sevenths=0.5,
-        drums=0.35,
+        drums=0.2,
         synth=0.55,
+        favours=("choir", "strings", "bells"),
+        drums_db=-8.0,
+        bass_db=-2.0,
+        room_db=8.0,
+        tilt_db=-1.2,
+        kit="rim",
+        harmony=(0.1, 0.0, 0.7, 0.2),
     ),
 }
 
@@ -179,14 +238,18 @@ def plan(key: str, style: str, tempo_bpm: float, bars: int, rng: np.random.Gener
         halves = max(halves, 2)
     turn = int(rng.integers(len(degrees))) if rng.random() < 0.4 else 0  # an excerpt may begin anywhere
     raised = mode == "minor" and rng.random() < 0.6
+    count = 2 * bars // halves + 1
+    detours = {int(place): int(rng.integers(6)) for place in np.flatnonzero(rng.random(count) < 0.15)}
     colours = rng.random(7)  # a degree keeps its colour through the song
     chords = []
     for half in range(2 * bars):
-        degree = degrees[(half // halves + turn) % len(degrees)]
+        degree = detours.get(half // halves, degrees[(half // halves + turn) % len(degrees)])
         tones = [0, 2, 4] + ([6] if colours[degree] < habits.sevenths else [])
         if colours[degree] > 0.93:
             tones[1] = 3  # suspended fourth
         pitches = [SCALES[mode][(degree + t) % 7] for t in tones]
+        if half // halves in detours and rng.random() < 0.5 and degree in (1, 5):
+            pitches = [pitches[0], pitches[0] + 4, *pitches[2:]]  # a dominant of another degree
         if raised and degree in (4, 6):
             pitches = [11 if p == 10 else p for p in pitches]
         chords.append(tuple((root + p) % 12 for p in pitches))
@@ -319,7 +382,8 @@ def play_melody(plan: Plan, low: int, rng: np.random.Generator) -> list[Note]:
             at = min(tones, key=lambda i: abs(i - at), default=at)
         if rng.random() > 0.1:
             length = min(after - hit, 8) * min(max(plan.gate, 0.5), 1.0)
-            notes.append(Note(hit, length, ladder[at], rng.uniform(0.6, 1.0)))
+            bent = int(rng.choice([-1, 1])) if hit % 4 and rng.random() < 0.08 else 0  # a chromatic neighbour
+            notes.append(Note(hit, length, ladder[at] + bent, rng.uniform(0.6, 1.0)))
     return notes
 
 

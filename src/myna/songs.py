@@ -3,7 +3,7 @@
 import csv
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,8 @@ def song(seed: int, index: int, *, seconds: float = 20.0) -> Song:
     key = str(rng.choice(KEYS))
     tempo_bpm = float(np.exp(rng.uniform(np.log(SLOWEST_BPM), np.log(FASTEST_BPM))))
     count = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1]))
-    players = set(rng.choice(TUNED, size=count, replace=False).tolist())
+    weights = np.array([4.0 if family in STYLE[style].favours else 1.0 for family in TUNED])
+    players = set(rng.choice(TUNED, size=count, replace=False, p=weights / weights.sum()).tolist())
     if rng.random() < 0.75:
         players.add(BASSES[int(rng.random() < STYLE[style].synth)])
     if rng.random() < STYLE[style].drums:
@@ -65,59 +66,38 @@ def song(seed: int, index: int, *, seconds: float = 20.0) -> Song:
 
 
 def _title(rng: np.random.Generator) -> str:
-    first = [
-        "Paper",
-        "Copper",
-        "Quiet",
-        "Northern",
-        "Velvet",
-        "Broken",
-        "Salt",
-        "Electric",
-        "Seven",
-        "Borrowed",
-    ]
-    second = [
-        "Harbour",
-        "Lantern",
-        "Orchard",
-        "Signal",
-        "Winter",
-        "Staircase",
-        "Mynah",
-        "Meridian",
-        "Tide",
-        "Engine",
-    ]
+    first = ("Paper", "Copper", "Quiet", "Northern", "Velvet", "Broken", "Salt", "Electric", "Borrowed")
+    second = ("Harbour", "Lantern", "Orchard", "Signal", "Winter", "Staircase", "Mynah", "Tide", "Engine")
     return f"{rng.choice(first)} {rng.choice(second)} {rng.integers(1, 1000)}"
 
 
 def stems(song: Song, *, rate_hz: int = 22050) -> dict[str, np.ndarray]:
     """Render each instrument alone, mono, at its level in the mix: float32 (samples,)."""
-    mix = song.generator(SEED_MIX)
-    colour, cents = draw_colour(mix), float(np.clip(mix.normal(0, 12), -35, 35))
+    habits, mix = STYLE[song.style], song.generator(SEED_MIX)
+    colour, cents = draw_colour(mix, habits.tilt_db), float(np.clip(mix.normal(0, 18), -45, 45))
     draw = song.generator(SEED_PLAN)
     step_s = 15 / song.tempo_bpm
-    steps = STYLE[song.style].steps
+    steps = habits.steps
     lead_s = draw.uniform(0, steps) * step_s  # the excerpt begins somewhere in a bar
     bars = int(np.ceil((song.seconds + lead_s) / step_s / steps))
     agreed = plan(song.key, song.style, song.tempo_bpm, bars, draw)
-    swing = draw.uniform(*STYLE[song.style].swing)
-    parts = _share_out(song.instruments, draw)
+    swing = draw.uniform(*habits.swing)
+    parts = _share_out(song.instruments, habits.harmony, draw)
     out = {}
     for instrument in song.instruments:
         rng = song.generator(SEED_PLAYER, INSTRUMENTS.index(instrument))
         notes = _shape(play(agreed, instrument, parts.get(instrument, ""), rng), agreed, swing, rng)
         stem = _render(instrument, notes, step_s, lead_s, song.seconds, cents, colour, rng, rate_hz)
-        level_db = rng.normal(LEVELS_DB.get(parts.get(instrument, instrument), -3), 3)
+        lean_db = habits.drums_db if instrument == "drums" else habits.bass_db if instrument in BASSES else 0
+        level_db = lean_db + rng.normal(LEVELS_DB.get(parts.get(instrument, instrument), -3), 2.5)
         out[instrument] = stem * np.float32(10 ** (level_db / 20) / (np.sqrt(np.mean(stem**2)) + 1e-9))
     return out
 
 
-def _share_out(instruments: tuple[str, ...], rng: np.random.Generator) -> dict[str, str]:
+def _share_out(instruments: tuple[str, ...], harmony: Sequence[float], rng: np.random.Generator) -> dict[str, str]:
     """Give every pitched instrument above the bass a part; the first one carries the harmony."""
     order = [TUNED[i] for i in rng.permutation(len(TUNED)) if TUNED[i] in instruments]
-    first = str(rng.choice(PARTS, p=[0.65, 0, 0.15, 0.2]))
+    first = str(rng.choice(PARTS, p=harmony))
     rest = ["melody", *rng.permutation([part for part in PARTS if part not in (first, "melody")])]
     return dict(zip(order, [first, *map(str, rest)], strict=False))
 
@@ -181,27 +161,26 @@ def _render(
 def render(song: Song, *, rate_hz: int = 22050) -> np.ndarray:
     """Render the mix: float32 (samples, 2) within [-1, 1], the same for the same song."""
     rng = song.generator(SEED_MIX, 1)
-    samples = round(song.seconds * rate_hz)
-    mix = np.zeros((2, samples), np.float32)
-    send = np.zeros(samples, np.float32)
-    for instrument, stem in stems(song, rate_hz=rate_hz).items():
-        pan = rng.normal(0, 0.1 if instrument in (*BASSES, "drums") else 0.35)
-        angle = np.float32(np.pi / 4 * (1 + np.clip(pan, -0.9, 0.9)))
-        mix[0] += np.cos(angle) * stem
-        mix[1] += np.sin(angle) * stem
-        send += stem * np.float32(rng.uniform(0, 1) * (0.2 if instrument in BASSES else 1))
-    wet = add_room(send, rng, rate_hz) * np.float32(10 ** (rng.uniform(-26, -3) / 20))
+    players = stems(song, rate_hz=rate_hz)
+    low = np.array([instrument in (*BASSES, "drums") for instrument in players])
+    angle = np.pi / 4 * (1 + np.clip(rng.normal(0, np.where(low, 0.1, 0.35)), -0.9, 0.9))
+    send = (
+        rng.uniform(0, 1, len(players))
+        * np.where(low, 0.3, 1)
+        * 10 ** ((rng.uniform(-24, -6) + STYLE[song.style].room_db) / 20)
+    )
+    gains = np.stack([np.cos(angle), np.sin(angle), send]).astype(np.float32)
+    left, right, dry = gains @ np.stack(list(players.values()))
+    mix = np.stack([left, right])
+    wet = add_room(dry, rng, rate_hz)
     apart = int(rng.uniform(0.003, 0.02) * rate_hz)  # the room reaches the right ear later
     mix[0] += wet
     mix[1, apart:] += wet[:-apart]
-    loudness = np.float32(np.sqrt(np.mean(mix**2)) + 1e-9)
-    floor = noise(1.5, 20, rng.uniform(2000, 12000), rng, np.ones_like, rate_hz)
-    floor *= loudness * np.float32(10 ** (rng.uniform(-75, -28) / 20))
-    for start in range(0, samples, len(floor)):
-        part = mix[:, start : start + len(floor)]
-        part += floor[: part.shape[1]]
-    mix *= np.float32(10 ** (rng.uniform(-38, -11) / 20)) / loudness
-    return np.ascontiguousarray(_limit(mix).T)
+    loudness = np.sqrt(np.dot(mix.ravel(), mix.ravel()) / mix.size) + 1e-9
+    hiss = noise(1.4, 20, rng.uniform(2000, 12000), rng, np.ones_like, rate_hz)
+    mix += np.resize(hiss, mix.shape[1]) * np.float32(loudness * 10 ** (rng.uniform(-75, -28) / 20))
+    mix *= np.float32(10 ** (rng.uniform(-38, -11) / 20) / loudness)
+    return _limit(mix).T
 
 
 def _limit(mix: np.ndarray) -> np.ndarray:
@@ -236,9 +215,7 @@ def write_song(song: Song, folder: str | os.PathLike[str], *, codec: str) -> Pat
     Raises ConfigError for a codec that is not in `CODECS`.
     """
     if codec not in CODECS:
-        raise ConfigError(
-            f"There is no codec {codec!r} for composed songs: choose one of {', '.join(CODECS)}."
-        )
+        raise ConfigError(f"There is no codec {codec!r} for composed songs: choose one of {', '.join(CODECS)}.")
     name, rate_hz, sample_format, options = _encoder(codec)
     path = Path(folder) / f"{song.index:05d}.{codec}"
     samples = render(song)

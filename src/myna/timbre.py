@@ -20,7 +20,7 @@ class Timbre:
     """What distinguishes one player of one song. A family is a range for every field."""
 
     slope: float = 1.5  # amplitude of harmonic n is n ** -slope
-    roughness: float = 0.4  # spread of single harmonics, natural log
+    roughness: float = 0.3  # spread of single harmonics, natural log
     even: float = 1.0  # amplitude of even harmonics: 0 is a square wave
     pluck: float = 0.0  # where the string is struck, fraction of its length; 0 is nowhere
     stretch: float = 0.0  # inharmonicity
@@ -96,9 +96,9 @@ def draw_timbre(family: str, rng: np.random.Generator) -> Timbre:
     return Timbre(**{f.name: rng.uniform(*ranges[f.name]) for f in fields(Timbre) if f.name in ranges})
 
 
-def draw_colour(rng: np.random.Generator) -> Colour:
+def draw_colour(rng: np.random.Generator, lean_db: float) -> Colour:
     """Draw the equaliser of a song, as different masterings are: frequencies in Hz become amplitudes."""
-    tilt_db, bump_db = rng.uniform(-4.5, 2.5), rng.normal(0, 5)
+    tilt_db, bump_db = lean_db + rng.uniform(-3.0, 1.5), rng.normal(0, 4)
     bump_hz, width = np.exp(rng.uniform(np.log(150), np.log(5000))), rng.uniform(0.3, 1.2)
     low_hz = np.exp(rng.uniform(np.log(20), np.log(200)))
     high_hz = np.exp(rng.uniform(np.log(2500), np.log(16000)))
@@ -133,7 +133,7 @@ def note_bank(
         turns = np.arange(bank.shape[1], dtype=np.float32) * np.float32(2 * np.pi * rate / rate_hz)
         bank *= 1 + np.float32(timbre.tremolo) * np.sin(turns)
     if timbre.breath > 0.003:
-        hiss = noise(bank.shape[1] / rate_hz, 700, 5000, rng, colour, rate_hz)[: bank.shape[1]]
+        hiss = noise(bank.shape[1] / rate_hz, 700, 5000, rng, colour, rate_hz)
         bank[:, : len(hiss)] += hiss * (timbre.breath * bank.std(axis=1, keepdims=True) / (hiss.std() + 1e-9))
     attack = max(int(timbre.attack_s * rate_hz), 2)
     ramp = np.sin(np.linspace(0, np.pi / 2, attack, dtype=np.float32)) ** 2
@@ -213,16 +213,17 @@ def noise(
     seconds: float, low_hz: float, high_hz: float, rng: np.random.Generator, colour: Colour, rate_hz: int
 ) -> np.ndarray:
     """Steady noise of a band with soft edges, of unit standard deviation before colouring."""
-    samples = 2 ** math.ceil(math.log2(max(seconds * rate_hz, 64)))
+    wanted = max(int(seconds * rate_hz), 64)
+    samples = 2 ** math.ceil(math.log2(wanted))
     hz = np.fft.rfftfreq(samples, 1 / rate_hz)
     shape = colour(hz) / np.sqrt((1 + (low_hz / np.maximum(hz, 1)) ** 6) * (1 + (hz / high_hz) ** 6))
     spectrum = rng.standard_normal((2, len(hz)), dtype=np.float32)
     steady = np.fft.irfft((spectrum[0] + 1j * spectrum[1]) * shape.astype(np.float32))
-    return steady.astype(np.float32) * np.float32(math.sqrt(samples / 2))
+    return steady[:wanted].astype(np.float32) * np.float32(math.sqrt(samples / 2))
 
 
-def draw_kit(rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str, np.ndarray]:
-    """Draw the one-shots of a drum kit: kick, snare, hat and percussion."""
+def draw_kit(snare: str, rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str, np.ndarray]:
+    """Draw the one-shots of a drum kit, its snare mostly of the wanted sort: skin, rim or clap."""
 
     def ring(hz: float, sweep: float, sweep_s: float, decay_s: float) -> np.ndarray:
         time_s = np.arange(int(min(6 * decay_s, 0.8) * rate_hz)) / rate_hz
@@ -245,9 +246,7 @@ def draw_kit(rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str
         return blend((u(0.3, 1), drum), (1, hiss(u(800, 2500), 8000, u(0.04, 0.14))))
 
     def rim() -> np.ndarray:
-        return blend(
-            (1, ring(u(350, 1900), 0.1, 0.01, u(0.01, 0.03))), (u(0.1, 0.5), hiss(1200, 5000, 0.012))
-        )
+        return blend((1, ring(u(350, 1900), 0.1, 0.01, u(0.01, 0.03))), (u(0.1, 0.5), hiss(1200, 5000, 0.012)))
 
     def clap() -> np.ndarray:
         return blend((1, hiss(u(600, 1200), u(2500, 6000), u(0.03, 0.1))))
@@ -262,10 +261,11 @@ def draw_kit(rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str
         return blend((1, ring(u(500, 900), 0, 0.01, u(0.03, 0.15))), (0.7, ring(u(800, 1400), 0, 0.01, 0.06)))
 
     u = rng.uniform
+    snares = {"skin": skin, "rim": rim, "clap": clap}
     thump = ring(u(40, 75), u(1, 5), u(0.01, 0.05), u(0.06, 0.25))
     return {
         "kick": blend((1, thump), (u(0, 0.15), hiss(1500, 6000, 0.006))),
-        "snare": (skin, rim, clap)[rng.integers(3)](),
+        "snare": snares[snare if rng.random() < 0.6 else rng.choice(list(snares))](),
         "hat": blend((1, hiss(u(3500, 7500), 11000, np.exp(u(np.log(0.01), np.log(0.15)))))),
         "perc": (tom, shaker, cowbell)[rng.integers(3)](),
     }
@@ -273,17 +273,20 @@ def draw_kit(rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str
 
 def add_room(dry: np.ndarray, rng: np.random.Generator, rate_hz: int) -> np.ndarray:
     """Convolve a mono signal with a newly drawn room: the wet signal, as long as the dry one."""
-    decay_s = np.exp(rng.uniform(np.log(0.03), np.log(0.45)))
-    tail = noise(min(6 * decay_s, 2.0), 150, rng.uniform(1500, 8000), rng, np.ones_like, rate_hz)
+    decay_s = np.exp(rng.uniform(np.log(0.03), np.log(0.3)))
+    tail = noise(4.6 * decay_s, 150, rng.uniform(1500, 8000), rng, np.ones_like, rate_hz)
     tail *= np.exp(-np.arange(len(tail), dtype=np.float32) / np.float32(decay_s * rate_hz))
     tail = np.concatenate([np.zeros(int(rng.uniform(0.002, 0.03) * rate_hz), np.float32), tail])
-    tail /= np.sqrt(np.dot(tail, tail))
-    size = _fast_size(len(dry) + len(tail))
-    wet = np.fft.irfft(np.fft.rfft(dry, size) * np.fft.rfft(tail, size), size)
-    return wet[: len(dry)].astype(np.float32)
+    return convolve(dry, tail / np.sqrt(np.dot(tail, tail)))
 
 
-def _fast_size(least: int) -> int:
-    """The smallest 2^a 3^b 5^c that is at least as large: sizes at which Fourier transforms are quick."""
-    candidates = (3**b * 5**c for b in range(6) for c in range(5))
-    return min(odd * 2 ** max(0, math.ceil(math.log2(least / odd))) for odd in candidates)
+def convolve(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Convolve by pieces that fit a processor's cache, and cut to the signal's length."""
+    size = 2 ** max(16, math.ceil(math.log2(2 * len(response))))
+    hop = size - len(response) + 1
+    spectrum = np.fft.rfft(response, size)
+    out = np.zeros(len(signal) + size, np.float32)
+    for start in range(0, len(signal), hop):
+        piece = np.fft.irfft(np.fft.rfft(signal[start : start + hop], size) * spectrum, size)
+        out[start : start + size] += piece
+    return out[: len(signal)]

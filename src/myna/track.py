@@ -1,4 +1,4 @@
-"""Paths, folders and manifests become a list of tracks; a file's content gets a name that outlives its tags."""
+"""Paths, folders and manifests become a list of tracks; encoded audio gets a name that outlives its tags."""
 
 import csv
 import os
@@ -15,15 +15,17 @@ import pyarrow.parquet as pq
 from myna.audio import open_audio, packet_hash
 from myna.errors import AudioError, ConfigError
 
-SUFFIXES = frozenset(
-    ".aac .ac3 .aif .aifc .aiff .ape .au .caf .dff .dsf .flac .m4a .m4b .mka .mp2 .mp3 .mp4 .mpc .oga .ogg .opus "
-    ".ra .tak .tta .w64 .wav .webm .wma .wv".split()
-)
+# fmt: off
+SUFFIXES = frozenset([
+    ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".ape", ".au", ".caf", ".dff", ".dsf", ".flac", ".m4a", ".m4b",
+    ".mka", ".mp2", ".mp3", ".mp4", ".mpc", ".oga", ".ogg", ".opus", ".ra", ".tak", ".tta", ".w64", ".wav", ".webm",
+    ".wma", ".wv",
+])
+# fmt: on
 MANIFESTS = frozenset([".csv", ".parquet"])
 # what containers say about themselves rather than about the music
-TECHNICAL = frozenset(
-    "compatible_brands creation_time encoder encoding handler_name language major_brand minor_version vendor_id".split()
-)
+TECHNICAL = frozenset(["compatible_brands", "creation_time", "encoder", "encoding", "handler_name", "language"])
+TECHNICAL |= {"major_brand", "minor_version", "vendor_id"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Track:
 def find_tracks(paths: Sequence[str | Path]) -> list[Track]:
     """List the audio files that are meant, sorted by absolute path, none twice.
 
-    A file is taken whatever its suffix; a folder gives its audio files at any depth, but no hidden ones; a .csv or
-    .parquet file is a manifest: its column `path`, relative to the manifest, and its other columns as `extra`.
+    A file is taken whatever its suffix; a folder gives its audio files at any depth, but no hidden ones; a .csv
+    or .parquet file is a manifest: its column `path`, relative to the manifest, and the others as `extra`.
     Raises AudioError for a path that does not exist and if nothing is found, ConfigError for a bad manifest.
     """
     found: dict[Path, Track] = {}

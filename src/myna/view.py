@@ -4,9 +4,9 @@ The mask is drawn before anything is read, so a view costs the few patches that 
 of the paper, in the other order). Nothing here depends on workers, ranks, or what was drawn before.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -125,15 +125,15 @@ def draw(
     return Draw(row + start, tokens)
 
 
-class Rows(Protocol):
+class Rows(ABC):
     """The frames of a whole store as one tall table, rows x bands, wherever it is kept."""
 
+    @abstractmethod
     def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
         """Read pieces of rows: row r, cut into `blocks` equal pieces, holds the pieces r * blocks and on."""
-        ...
 
 
-class HostRows:
+class HostRows(Rows):
     """The store's memory maps, one after another; only what is asked for is read from disk."""
 
     def __init__(self, files: Sequence[np.ndarray]) -> None:
@@ -157,7 +157,7 @@ class HostRows:
         return torch.from_numpy(out)
 
 
-class DeviceRows:
+class DeviceRows(Rows):
     """The whole store in the memory of a device: nothing is left to load."""
 
     def __init__(self, files: Sequence[np.ndarray], device: torch.device) -> None:

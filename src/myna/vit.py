@@ -76,11 +76,3 @@ def parameter_count(module: nn.Module) -> int:
     """Count the trainable numbers of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
-
-def draw_parameters_(module: nn.Module, *, seed: int) -> None:
-    """Draw all weights anew, in PyTorch's default way, as a function of the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for part in module.modules():
-            if isinstance(part, nn.Linear | nn.LayerNorm):
-                part.reset_parameters()

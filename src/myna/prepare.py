@@ -1,0 +1,392 @@
+"""Files become a mel store: on all cores, in little memory, and resumable after any end.
+
+Each worker process decodes a file at a time into data files of its own; the main process deals out files, and writes
+the manifest when all are done. What a worker has journalled is never done again.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+import xxhash
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from myna.audio import AudioStream
+from myna.errors import AudioError, ConfigError, StoreError
+from myna.mel import FrontEnd, MelSpectrogram, MelStream
+from myna.store import SCHEMA, Part, Row, Writer, manifest_table
+from myna.track import Track, content_hash, read_tags, tags_of
+
+try:
+    import fcntl
+except ImportError:  # Windows: two prepares of one store at once are not noticed there
+    fcntl = None
+
+MIN_SAMPLES = 50_000  # one segment of the paper at 16 kHz
+ATTEMPTS = 2  # at a file whose decoding kills its worker
+PLAIN_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. `hours` is the music of all usable files; `times_real_time` is of what was decoded now."""
+
+    files: int
+    new: int
+    reused: int
+    failed: int
+    hours: float
+    wall_s: float
+    times_real_time: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is; `files` are those that had to be looked into, `hours` the music decoded so far."""
+
+    files: int
+    done: int
+    failed: int
+    hours: float
+    times_real_time: float
+    left_s: float
+
+
+@dataclass
+class _Job:
+    """A file to be looked into. Size and time are 0 while it cannot be read, so that it counts as new once it can."""
+
+    path: Path
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    attempts: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.name, self.size_bytes, self.mtime_ns
+
+    def row(self, **facts) -> Row:
+        nothing = {name: 0 for name in ("damaged", "frames", "row", "source_rate_hz", "channels")}
+        nothing |= {name: "" for name in ("content_hash", "reason", "codec", "file")}
+        named = {"path": self.name, "size_bytes": self.size_bytes, "mtime_ns": self.mtime_ns}
+        return nothing | named | {"duration_s": None, "decoded_s": 0.0, "tags": {}, "status": "failed"} | facts
+
+
+def prepare(
+    tracks: Sequence[Track],
+    out: str | Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+    front_end: FrontEnd | None = None,
+    min_samples: int = MIN_SAMPLES,
+    progress: Callable[[Standing], None] | None = None,
+) -> Summary:
+    """Bring a store, or part i of N of it, up to date with the given tracks.
+
+    A file of known size and time is not opened; one of known content is not decoded. Files that are no longer among
+    the tracks leave the manifest. A file with fewer than `min_samples` decodable samples is listed as failed.
+    Raises ConfigError and StoreError; KeyboardInterrupt, on SIGTERM too, says how to go on.
+    """
+    started, front_end = time.monotonic(), front_end or FrontEnd()
+    mine = _share(tracks, shard)
+    if min_samples < 1 or (workers is not None and workers < 1):
+        raise ConfigError(f"min_samples is {min_samples} and workers is {workers}: both must be at least 1.")
+    part = Part(Path(out), front_end, *shard)
+    with _locked(part.path, shard[0]):
+        known, manifest = part.known(), part.manifest()
+        rows, jobs, gone = _plan(mine, known, round(front_end.rate_hz), min_samples)
+        decoded_s, new = 0.0, 0
+        if jobs:
+            part.begin(known)
+            crew = _Crew(part, workers or _cores(), min_samples, gone)
+            for row in _watched(crew.work(jobs), jobs, progress):
+                rows[row["path"]] = row
+                is_new = row["status"] == "ok" and row["content_hash"] not in gone
+                new, decoded_s = new + is_new, decoded_s + row["decoded_s"] * is_new
+        table = manifest_table([rows[_name(track.path)] | {"extra": track.extra} for track in mine])
+        if jobs or manifest is None or not manifest.equals(table):
+            part.begin(known) if not jobs else None
+            part.finish(table)
+    return _summary(table, new, decoded_s, time.monotonic() - started)
+
+
+def _summary(table, new: int, decoded_s: float, wall_s: float) -> Summary:
+    usable = table.filter([status == "ok" for status in table["status"].to_pylist()])
+    return Summary(
+        files=len(table),
+        new=new,
+        reused=len(usable) - new,
+        failed=len(table) - len(usable),
+        hours=sum(usable["decoded_s"].to_pylist()) / 3600,
+        wall_s=wall_s,
+        times_real_time=decoded_s / wall_s,
+    )
+
+
+def _share(tracks: Sequence[Track], shard: tuple[int, int]) -> list[Track]:
+    """Pick a part's tracks, by the hash of where each lies below what the user named: so machines need not agree."""
+    part, parts = shard
+    if not 0 <= part < parts:
+        raise ConfigError(
+            f"Shard {part}/{parts} was asked for: parts are counted from 0/{parts} to {parts - 1}/{parts}."
+        )
+    if not tracks:
+        raise ConfigError("There are no tracks to prepare: name files, folders or a manifest.")
+    taken = SCHEMA.keys() & {name for track in tracks for name in track.extra}
+    if taken:
+        raise ConfigError(f"The store has its own column {min(taken)}: rename it in your manifest.")
+    keys = (os.fsencode(track.key or track.path.name) for track in tracks)
+    return [track for track, key in zip(tracks, keys, strict=True) if xxhash.xxh3_64_intdigest(key) % parts == part]
+
+
+def _name(path: Path) -> str:
+    """Write a path so that Parquet can hold it, also one that is not valid UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _job(path: Path) -> _Job:
+    try:
+        status = path.stat()
+    except OSError:
+        return _Job(path, _name(path), 0, 0)
+    readable = os.access(path, os.R_OK)
+    return _Job(path, _name(path), status.st_size * readable, status.st_mtime_ns * readable)
+
+
+def _plan(
+    tracks: Sequence[Track], known: Sequence[Row], rate_hz: int, min_samples: int
+) -> tuple[dict[str, Row], list[_Job], dict[str, Row]]:
+    """Sort out what is settled (by path), what to look into, and contents whose file moved or changed (by hash)."""
+    settled = {
+        (row["path"], row["size_bytes"], row["mtime_ns"]): row
+        for row in known
+        if (row["status"] == "ok") == (round(row["decoded_s"] * rate_hz) >= min_samples)
+    }
+    jobs = [_job(track.path) for track in tracks]
+    rows = {job.name: settled.pop(job.key) for job in jobs if job.key in settled}
+    jobs = [job for job in jobs if job.name not in rows]
+    gone = {row["content_hash"]: row for row in settled.values() if row["status"] == "ok"}
+    return rows, sorted(jobs, key=lambda job: -job.size_bytes), gone  # long ones first, so that all end together
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _locked(path: Path, part: int) -> Iterator[None]:
+    with open(path / f".lock{part}", "ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when we die
+            except BlockingIOError:
+                raise StoreError(f"Another `myna prepare` is writing to {path}: wait for it, or stop it.") from None
+        yield
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watched(rows: Iterator[Row], jobs: Sequence[_Job], progress: Callable[[Standing], None] | None) -> Iterator[Row]:
+    """Pass rows on as files are finished, telling how far the run is."""
+    started, sizes = time.monotonic(), {job.name: job.size_bytes + 1 for job in jobs}
+    all_bytes, done_bytes, done, failed, seconds = sum(sizes.values()), 0, 0, 0, 0.0
+    try:
+        with _sigterm_interrupts():
+            for row in rows:
+                done, failed = done + 1, failed + (row["status"] == "failed")
+                done_bytes, seconds = done_bytes + sizes[row["path"]], seconds + row["decoded_s"]
+                elapsed = time.monotonic() - started
+                left_s = elapsed * (all_bytes - done_bytes) / done_bytes
+                if progress is not None:
+                    progress(Standing(len(jobs), done, failed, seconds / 3600, seconds / elapsed, left_s))
+                yield row
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped with {done} of {len(jobs)} files done, which are kept: run the same command again to go on."
+        ) from None
+
+
+@dataclass
+class _Worker:
+    process: multiprocessing.Process
+    connection: Connection
+    started: bool = False
+    job: _Job | None = None
+
+
+@dataclass
+class _Crew:
+    """Worker processes and the file that each is at. One that dies costs its file at most, after a second try."""
+
+    part: Part
+    size: int
+    min_samples: int
+    gone: dict[str, Row]
+    workers: list[_Worker] = field(default_factory=list)
+    hired: int = 0
+
+    def work(self, jobs: Sequence[_Job]) -> Iterator[Row]:
+        """Yield each file's row as it is finished."""
+        waiting = deque(jobs)
+        try:
+            while waiting or any(worker.job for worker in self.workers):
+                while len(self.workers) < min(self.size, len(waiting)):
+                    self._hire()
+                for connection in wait([worker.connection for worker in self.workers]):
+                    worker = next(worker for worker in self.workers if worker.connection is connection)
+                    row = self._hear(worker, waiting)
+                    if row is not None:
+                        yield row
+        finally:
+            for worker in self.workers:
+                worker.process.terminate()  # at any moment: what is not journalled does not count
+                worker.process.join()
+                worker.connection.close()
+
+    def _hire(self) -> None:
+        context = multiprocessing.get_context("spawn")  # FFmpeg and torch have threads, which a fork would break
+        ours, theirs = context.Pipe()
+        arguments = (theirs, self.part, self.hired, self.min_samples, self.gone)
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        theirs.close()  # so that ours ends when the worker does
+        self.workers.append(_Worker(process, ours))
+        self.hired += 1
+
+    def _hear(self, worker: _Worker, waiting: deque[_Job]) -> Row | None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            return self._bury(worker, waiting)
+        if isinstance(message, StoreError):
+            raise message
+        worker.started, worker.job = True, waiting.popleft() if waiting else None
+        if worker.job is None:
+            self.workers.remove(worker)
+            worker.connection.close()  # which ends it
+        else:
+            worker.connection.send(worker.job)
+        return message
+
+    def _bury(self, worker: _Worker, waiting: deque[_Job]) -> Row | None:
+        self.workers.remove(worker)
+        worker.process.join()
+        job, code = worker.job, worker.process.exitcode
+        if not worker.started:
+            raise StoreError(
+                f"A worker process could not start (exit code {code}): if a script of yours calls prepare(), let it "
+                'do so under `if __name__ == "__main__":`; else see the message above.'
+            )
+        job.attempts += 1
+        if job.attempts < ATTEMPTS:
+            waiting.append(job)
+            return None
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return job.row(reason=f"decoding it ended the worker process ({how}), {ATTEMPTS} times")
+
+
+def _work(connection: Connection, part: Part, slot: int, min_samples: int, gone: dict[str, Row]) -> None:
+    """Be a worker: take files and return rows until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone; the main process ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    transform = MelSpectrogram(part.front_end)
+    try:
+        writer = Writer(part, slot)
+        connection.send(None)
+        while True:
+            job = connection.recv()
+            connection.send(writer.commit(_reused(job, gone) or _ingested(job, writer, transform, min_samples)))
+    except StoreError as error:
+        connection.send(error)
+    except EOFError:
+        writer.close()
+
+
+def _end_with_parent() -> None:
+    """Stop at once if the main process was killed: its successor must find nobody writing."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _reused(job: _Job, gone: dict[str, Row]) -> Row | None:
+    """Return the row of known content under a new name or with new tags, or None."""
+    try:
+        known = gone.get(content_hash(job.path)) if gone else None
+        if known is None:
+            return None
+        named = {"path": job.name, "size_bytes": job.size_bytes, "mtime_ns": job.mtime_ns}
+        return known | named | {"tags": read_tags(job.path)}
+    except AudioError:
+        return None  # decoding says why
+
+
+def _ingested(job: _Job, writer: Writer, transform: MelSpectrogram, min_samples: int) -> Row:
+    """Decode a file into the store block by block; return its row, with a reason if it cannot be used."""
+    row, mel = job.row(), MelStream(transform=transform)
+    stream = AudioStream(job.path, transform.front_end.rate_hz)
+    try:
+        with stream:
+            row |= {name: getattr(stream, name) for name in ("codec", "source_rate_hz", "channels", "duration_s")}
+            row |= {"tags": tags_of(stream.container, stream.stream)}
+            for block in stream:
+                writer.append(mel.push(block))
+            row |= {name: getattr(stream, name) for name in ("decoded_s", "damaged", "content_hash")}
+        if stream.samples < min_samples:
+            needed_s = min_samples / transform.front_end.rate_hz
+            raise AudioError(f"too short: {stream.decoded_s:.2f} s could be decoded, {needed_s:.2f} s are needed")
+        writer.append(mel.finish())
+    except AudioError as error:
+        writer.abort()
+        return row | {"reason": str(error)}
+    return row | {"status": "ok"}
+
+
+class ProgressBar:
+    """Shows a `Standing` on stderr: as a bar on a terminal, else as a plain line now and then. A context manager."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("prepare", told="")
+        self.spoke = time.monotonic()
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *failure) -> None:
+        self.bar.stop()
+
+    def __call__(self, at: Standing) -> None:
+        minutes, seconds = divmod(round(at.left_s), 60)
+        told = f"{at.hours:.1f} h of music, {at.times_real_time:.0f}x real time, {at.failed} failed, "
+        told += f"{minutes}:{seconds:02d} left"
+        self.bar.update(self.task, completed=at.done, total=at.files, told=told)
+        now = time.monotonic()
+        if not self.console.is_terminal and (at.done == at.files or now - self.spoke >= PLAIN_EVERY_S):
+            self.console.print(f"prepare: {at.done}/{at.files} files, {told}", highlight=False, soft_wrap=True)
+            self.spoke = now

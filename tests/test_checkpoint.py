@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from myna import checkpoint
+from myna.checkpoint import model_hash, open_checkpoint, save_model, write_folder, write_text
+from myna.errors import CheckpointError
+from myna.model import ModelConfig, MynaModel
+
+SMALL = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64}
+
+
+@pytest.fixture
+def model():
+    return MynaModel(ModelConfig(patches=("square", "vertical"), **SMALL), seed=3)
+
+
+def test_round_trip(model, tmp_path):
+    save_model(model, tmp_path / "m", about={"step": 7})
+    found = open_checkpoint(tmp_path / "m")
+    assert found.config == model.config
+    assert found.step == 7
+    assert found.hash == model_hash(model)
+    again = found.model()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert model_hash(again) == found.hash
+
+
+def test_hash_changes_with_any_weight_and_setting(model):
+    before = model_hash(model)
+    model.encoder.norm.bias.data[0] += 1e-3
+    assert model_hash(model) != before
+    other = MynaModel(model.config.model_copy(update={"amplitude": "log1p"}), seed=3)
+    assert model_hash(other) != before
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "misshapen"])
+def test_a_wrong_tensor_is_refused_by_name(model, tmp_path, fault):
+    save_model(model, tmp_path / "m")
+    file = tmp_path / "m" / checkpoint.MODEL_FILE
+    weights = load_file(file)
+    if fault == "missing":
+        del weights["encoder.norm.bias"]
+    elif fault == "extra":
+        weights["encoder.norm.bias2"] = torch.zeros(3)
+    else:
+        weights["encoder.norm.bias"] = torch.zeros(31)
+    save_file(weights, file)
+    wanted = {"missing": "bias is missing", "extra": "bias2 does not belong", "misshapen": r"\(31,\) where \(32,\)"}
+    with pytest.raises(CheckpointError, match=wanted[fault]):
+        open_checkpoint(tmp_path / "m").model()
+
+
+def test_damage_is_said_plainly(model, tmp_path):
+    with pytest.raises(CheckpointError, match="no model at"):
+        open_checkpoint(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no model folder"):
+        open_checkpoint(tmp_path / "empty")
+    save_model(model, tmp_path / "m")
+    file = tmp_path / "m" / checkpoint.MODEL_FILE
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        open_checkpoint(tmp_path / "m").model()
+    config = tmp_path / "m" / checkpoint.CONFIG_FILE
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps(whole | {"version": 99}))
+    with pytest.raises(CheckpointError, match="version 99"):
+        open_checkpoint(tmp_path / "m")
+    for broken in ("{", "[]", json.dumps(whole | {"model": {"dim": "wide"}})):
+        config.write_text(broken)
+        with pytest.raises(CheckpointError, match="damaged"):
+            open_checkpoint(tmp_path / "m")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    write_folder(tmp_path / "f", lambda folder: (folder / "a").write_text("old") and None)
+
+    def fail(folder):
+        (folder / "a").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "f", fail)
+    assert (tmp_path / "f" / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    write_text(tmp_path / "t", "whole")
+    assert (tmp_path / "t").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "t"]
+
+
+def test_a_model_without_optimizer_cannot_be_resumed(model, tmp_path):
+    save_model(model, tmp_path / "m")
+    with pytest.raises(CheckpointError, match="--init-from"):
+        open_checkpoint(tmp_path / "m").optimizer()
