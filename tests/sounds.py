@@ -10,6 +10,7 @@ import numpy as np
 FORMATS = {
     "mp3": ("mp3", "libmp3lame", "fltp"),
     "flac": ("flac", "flac", "s16"),
+    "mka": ("matroska", "flac", "s16"),
     "ogg": ("ogg", "vorbis", "fltp"),
     "opus": ("ogg", "libopus", "flt"),
     "m4a": ("ipod", "aac", "fltp"),

@@ -36,7 +36,7 @@ def test_masks_are_sets_of_distinct_tokens():
 
 def test_every_set_is_equally_likely():
     drawn = mask.uniform(2, torch.arange(60_000), tokens=7, visible=3).sort(dim=1).values
-    sets = {chosen: 0 for chosen in combinations(range(7), 3)}
+    sets = dict.fromkeys(combinations(range(7), 3), 0)
     for row in drawn.tolist():
         sets[tuple(row)] += 1
     expected = 60_000 / comb(7, 3)

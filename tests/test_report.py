@@ -61,7 +61,7 @@ def full_report() -> Report:
         table=table(),
         points=rng.normal(size=(8, 2)),
         point_labels={NASTY: [NASTY, *"abcdefg"], "style": list("aabbccdd")},
-        point_titles=["song 0", "song 1", "twin", "twin", "song 2", NASTY, "x", "y"],
+        point_titles=["song 0", "song 1", "song 3", "song 3", "song 2", NASTY, "x", "y"],
         views=views,
         neighbours=(Neighbours(songs[0], tuple(songs[1:5])), Neighbours(songs[5], (songs[6], songs[0]))),
         notes=(NASTY,),

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from stores import make_store, numbered_mel, random_mels
 
 from myna.errors import StoreError
 from myna.patch import PATCHES, Grid, patchify
 from myna.store import Store
 from myna.view import Clips, DeviceRows, HostRows, Loader, ViewConfig, gather, grids_of
+from stores import make_store, numbered_mel, random_mels
 
 GRIDS = grids_of(("square", "vertical"), bands=128, frames=98)
 

@@ -38,7 +38,7 @@ SAMPLE_FORMATS = {
 class Waveform:
     """Mono samples, nominally from -1 to 1. Raises AudioError if they are not finite float32 in one row."""
 
-    samples: Float32[np.ndarray, " samples"]
+    samples: np.ndarray  # (samples,) float32
     rate_hz: int = RATE_HZ
 
     def __post_init__(self):
@@ -57,8 +57,11 @@ class Waveform:
 
 def load(path: str | Path, rate_hz: int = RATE_HZ) -> Waveform:
     """Decode a whole file. Raises AudioError if nothing in it can be decoded."""
-    with AudioStream(path, rate_hz) as stream:
-        return Waveform(np.concatenate(list(stream)), rate_hz)
+    try:
+        with AudioStream(path, rate_hz) as stream:
+            return Waveform(np.concatenate(list(stream)), rate_hz)
+    except AudioError as error:
+        raise AudioError(f"{path} cannot be used: {error}.") from None
 
 
 def resample(samples: Float32[np.ndarray, " samples"], from_hz: int, to_hz: int) -> Float32[np.ndarray, " out"]:
@@ -154,6 +157,8 @@ class AudioStream:
                 yield block
         if not self.samples:
             raise AudioError("nothing in the file could be decoded")
+        if self.codec == "flac" and not self.damaged and self.decoded_s < (self.duration_s or 0) - 0.01:
+            self.damaged += 1  # FFmpeg's parser drops bad frames without a word; the header knows the true length
 
     def _blocks(self) -> Iterator[Float32[np.ndarray, " samples"]]:
         run = None

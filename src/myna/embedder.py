@@ -299,7 +299,7 @@ class _Decoders:
                     self._put(event)
                     if self.stop.is_set():
                         return
-        except BaseException as error:  # noqa: BLE001 it is raised again where the events are read
+        except BaseException as error:
             self._put(error)
         self._put(None)
 

@@ -50,7 +50,7 @@ class _Contrastive(torch.autograd.Function):
     """Loss of normalised rows (2B, dim): views of clip i are rows i and i + B."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, form: Form, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    def forward(ctx, z: Tensor, form: Form, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:
         rows = len(z)
         chunk = chunk or max(1, min(rows, _CHUNK_NUMBERS // rows))
         total = z.new_zeros(())
@@ -68,7 +68,7 @@ class _Contrastive(torch.autograd.Function):
         return total / rows, top1
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None, None, None
 

@@ -275,7 +275,8 @@ def mask_overlay(
     left, top, wide, high = 34.0, 8.0, WIDTH - 40, 230.0
     boxes = patch_boxes(frames, bands, patch)
     scale = np.array([wide / frames, high / bands])
-    hidden, seen = [], []
+    hidden: list[str] = []
+    seen: list[str] = []
     shown = set(visible.tolist())
     for token, (frame, band, w, h) in enumerate(boxes.tolist()):
         x, y = left + frame * scale[0], top + (bands - band - h) * scale[1]
@@ -285,8 +286,8 @@ def mask_overlay(
     parts = [f'<image href="{mel_image(mel)}" {place}/>']
     parts += [f'<path class="hidden" d="{"".join(hidden)}"/>', f'<path class="seen" d="{"".join(seen)}"/>']
     up = Scale(0.0, float(bands), top + high, top)
-    for value in range(0, bands + 1, max(bands // 4, 1)):
-        parts += [text(left - 6, up(float(value)) + 4, str(value), "tick", "end")]
+    for band in range(0, bands + 1, max(bands // 4, 1)):
+        parts += [text(left - 6, up(float(band)) + 4, str(band), "tick", "end")]
     across = Scale(0.0, frames * frame_s, left, left + wide)
     for value in ticks(0.0, across.high, 4):
         parts += [text(across(value), top + high + 16, number(value), "tick", "middle")]

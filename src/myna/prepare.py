@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import xxhash
 from rich.console import Console
@@ -77,8 +79,8 @@ class _Job:
         return self.name, self.size_bytes, self.mtime_ns
 
     def row(self, **facts) -> Row:
-        nothing = {name: 0 for name in ("damaged", "frames", "row", "source_rate_hz", "channels")}
-        nothing |= {name: "" for name in ("content_hash", "reason", "codec", "file")}
+        nothing = dict.fromkeys(("damaged", "frames", "row", "source_rate_hz", "channels"), 0)
+        nothing |= dict.fromkeys(("content_hash", "reason", "codec", "file"), "")
         named = {"path": self.name, "size_bytes": self.size_bytes, "mtime_ns": self.mtime_ns}
         return nothing | named | {"duration_s": None, "decoded_s": 0.0, "tags": {}, "status": "failed"} | facts
 
@@ -106,30 +108,32 @@ def prepare(
     part = Part(Path(out), front_end, *shard)
     with _locked(part.path, shard[0]):
         known, manifest = part.known(), part.manifest()
-        rows, jobs, gone = _plan(mine, known, round(front_end.rate_hz), min_samples)
-        decoded_s, new = 0.0, 0
-        if jobs:
-            part.begin(known)
-            crew = _Crew(part, workers or _cores(), min_samples, gone)
-            for row in _watched(crew.work(jobs), jobs, progress):
-                rows[row["path"]] = row
-                is_new = row["status"] == "ok" and row["content_hash"] not in gone
-                new, decoded_s = new + is_new, decoded_s + row["decoded_s"] * is_new
-        table = manifest_table([rows[_name(track.path)] | {"extra": track.extra} for track in mine])
-        if jobs or manifest is None or not manifest.equals(table):
-            part.begin(known) if not jobs else None
-            part.finish(table)
-    return _summary(table, new, decoded_s, time.monotonic() - started)
+        rows, jobs, gone = _plan(mine, known, front_end.rate_hz, min_samples)
+        new, decoded_s = 0, 0.0
+        if jobs or manifest is None or not manifest.equals(_table(mine, rows)):
+            with _interruptible(), _Crew(part, workers or _cores(), min_samples, gone) as crew:
+                part.begin(known)
+                for row in _watched(crew.work(jobs), jobs, progress):
+                    rows[row["path"]] = row
+                    is_new = row["status"] == "ok" and row["content_hash"] not in gone
+                    new, decoded_s = new + is_new, decoded_s + row["decoded_s"] * is_new
+                manifest = _table(mine, rows)
+                part.finish(manifest)
+    return _summary(manifest, new, decoded_s, time.monotonic() - started)
 
 
-def _summary(table, new: int, decoded_s: float, wall_s: float) -> Summary:
-    usable = table.filter([status == "ok" for status in table["status"].to_pylist()])
+def _table(tracks: Sequence[Track], rows: dict[str, Row]) -> pa.Table:
+    return manifest_table(rows[_name(track.path)] | {"extra": track.extra} for track in tracks)
+
+
+def _summary(table: pa.Table, new: int, decoded_s: float, wall_s: float) -> Summary:
+    usable = table.filter(pc.equal(table["status"], "ok"))
     return Summary(
         files=len(table),
         new=new,
         reused=len(usable) - new,
         failed=len(table) - len(usable),
-        hours=sum(usable["decoded_s"].to_pylist()) / 3600,
+        hours=(pc.sum(usable["decoded_s"]).as_py() or 0.0) / 3600,
         wall_s=wall_s,
         times_real_time=decoded_s / wall_s,
     )
@@ -197,35 +201,31 @@ def _locked(path: Path, part: int) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interruptible() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, and have both say how to go on."""
+    in_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         yield
+    except KeyboardInterrupt:
+        message = "Stopped; what is finished is kept: run the same command again to go on."
+        raise KeyboardInterrupt(message) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _watched(rows: Iterator[Row], jobs: Sequence[_Job], progress: Callable[[Standing], None] | None) -> Iterator[Row]:
     """Pass rows on as files are finished, telling how far the run is."""
     started, sizes = time.monotonic(), {job.name: job.size_bytes + 1 for job in jobs}
-    all_bytes, done_bytes, done, failed, seconds = sum(sizes.values()), 0, 0, 0, 0.0
-    try:
-        with _sigterm_interrupts():
-            for row in rows:
-                done, failed = done + 1, failed + (row["status"] == "failed")
-                done_bytes, seconds = done_bytes + sizes[row["path"]], seconds + row["decoded_s"]
-                elapsed = time.monotonic() - started
-                left_s = elapsed * (all_bytes - done_bytes) / done_bytes
-                if progress is not None:
-                    progress(Standing(len(jobs), done, failed, seconds / 3600, seconds / elapsed, left_s))
-                yield row
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Stopped with {done} of {len(jobs)} files done, which are kept: run the same command again to go on."
-        ) from None
+    all_bytes, done_bytes, failed, seconds = sum(sizes.values()), 0, 0, 0.0
+    for done, row in enumerate(rows, start=1):
+        done_bytes, failed = done_bytes + sizes[row["path"]], failed + (row["status"] == "failed")
+        elapsed, seconds = time.monotonic() - started, seconds + row["decoded_s"]
+        if progress is not None:
+            left_s = elapsed * (all_bytes - done_bytes) / done_bytes
+            progress(Standing(len(jobs), done, failed, seconds / 3600, seconds / elapsed, left_s))
+        yield row
 
 
 @dataclass
@@ -245,35 +245,39 @@ class _Crew:
     min_samples: int
     gone: dict[str, Row]
     workers: list[_Worker] = field(default_factory=list)
-    hired: int = 0
+    processes: list[multiprocessing.Process] = field(default_factory=list)
+
+    def __enter__(self) -> "_Crew":
+        return self
+
+    def __exit__(self, *failure) -> None:
+        for worker in self.workers:
+            worker.connection.close()
+            worker.process.terminate()  # at any moment: what is not journalled does not count
+        for process in self.processes:
+            process.join()
 
     def work(self, jobs: Sequence[_Job]) -> Iterator[Row]:
         """Yield each file's row as it is finished."""
         waiting = deque(jobs)
-        try:
-            while waiting or any(worker.job for worker in self.workers):
-                while len(self.workers) < min(self.size, len(waiting)):
-                    self._hire()
-                for connection in wait([worker.connection for worker in self.workers]):
-                    worker = next(worker for worker in self.workers if worker.connection is connection)
-                    row = self._hear(worker, waiting)
-                    if row is not None:
-                        yield row
-        finally:
-            for worker in self.workers:
-                worker.process.terminate()  # at any moment: what is not journalled does not count
-                worker.process.join()
-                worker.connection.close()
+        while waiting or any(worker.job for worker in self.workers):
+            while len(self.workers) < min(self.size, len(waiting)):
+                self._hire()
+            for connection in wait([worker.connection for worker in self.workers]):
+                worker = next(worker for worker in self.workers if worker.connection is connection)
+                row = self._hear(worker, waiting)
+                if row is not None:
+                    yield row
 
     def _hire(self) -> None:
         context = multiprocessing.get_context("spawn")  # FFmpeg and torch have threads, which a fork would break
         ours, theirs = context.Pipe()
-        arguments = (theirs, self.part, self.hired, self.min_samples, self.gone)
+        arguments = (theirs, self.part, len(self.processes), self.min_samples, self.gone)
         process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         theirs.close()  # so that ours ends when the worker does
         self.workers.append(_Worker(process, ours))
-        self.hired += 1
+        self.processes.append(process)
 
     def _hear(self, worker: _Worker, waiting: deque[_Job]) -> Row | None:
         try:

@@ -162,6 +162,7 @@ def encode_excerpt(samples: np.ndarray, rate_hz: int, seconds: float = 6.0) -> t
     MP3, mono, 24 kHz, 32 kbit/s: 4 kB a second. Opus would need half of that, but not every browser in use
     plays it from Ogg. The peak is brought to 0.9, since a page has one volume for all its songs.
     """
+    assert len(samples), "an excerpt needs samples"
     mono = np.asarray(samples, np.float32)
     mono = mono.mean(axis=1) if mono.ndim == 2 else mono
     start = max(0, (len(mono) - round(seconds * rate_hz)) // 2)
@@ -323,8 +324,10 @@ def _map(report: Report) -> str:
         f"{escape(q)}</button>"
         for q in questions
     )
-    choice = f'<div class="choice" role="group" aria-label="colour by">{buttons}</div>' if questions else ""
-    body = f'<div class="mapbox"><figure>{picture}</figure><div>{choice}<ul class="legend"></ul></div></div>'
+    body = f"<figure>{picture}</figure>"
+    if questions:
+        choice = f'<div class="choice" role="group" aria-label="colour by">{buttons}</div>'
+        body += f'<div>{choice}<ul class="legend"></ul></div>'
     explained = (
         f"{len(report.points):,} songs, laid out by t-SNE from their vectors alone; no label was used. "
         "Near means similar; directions and distances across the map mean nothing and have no unit. "
@@ -334,7 +337,7 @@ def _map(report: Report) -> str:
         explained += " Ringed marks play."
     return _section(
         "Each dot is a song; songs that the model hears as alike lie close together",
-        body,
+        f'<div class="mapbox">{body}</div>',
         explained=explained,
     )
 

@@ -4,8 +4,8 @@ Time is counted in sixteenth steps. A style is rhythms, chord progressions and a
 instruments are no part of it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,12 +38,10 @@ class Style:
     drums: float = 0.75  # how often there are drums
     synth: float = 0.4  # how often the bass is a synthesiser
     favours: tuple[str, ...] = ()  # families that are met more often, but every style knows every family
-    harmony: tuple[float, float, float, float] = (0.65, 0.0, 0.15, 0.2)  # how the harmony is played, as in `PARTS`
-    kit: str = ""  # the usual snare
-    drums_db: float = 0.0  # how a mix of the style leans
-    bass_db: float = 0.0
-    room_db: float = 0.0
-    tilt_db: float = 0.0  # an octave
+    harmony: tuple[float, float, float] = (0.65, 0.15, 0.2)  # how it is played, as in `HARMONIES`
+    snare_kind: str = "skin"  # the usual one
+    lean_db: Mapping[str, float] = field(default_factory=dict)  # how a mix leans: drums, bass, room
+    tilt_db: float = 0.0  # brightness, an octave
     steps: int = 16  # a bar
 
 
@@ -56,14 +54,13 @@ STYLE: dict[str, Style] = {
         bass=("R.R.R.R.R.R.R.R.", "R.....R.R.....R.", "R...R...R.R.F.A."),
         major=("1564", "1454", "1645", "1744"),
         minor=("1637", "1676", "1471", "1745"),
-        gate=(0.6, 1.0),
+        gate=(0.7, 1.0),
         favours=("guitar", "organ", "brass"),
-        drums_db=2.0,
-        room_db=-2.0,
-        tilt_db=0.7,
+        tilt_db=1.2,
         drums=0.9,
-        kit="skin",
-        harmony=(0.9, 0.0, 0.05, 0.05),
+        snare_kind="skin",
+        harmony=(0.9, 0.05, 0.05),
+        lean_db={"drums": 3.0, "room": -3.0},
     ),
     "techno": Style(
         kick=("x...x...x...x...",),
@@ -73,15 +70,14 @@ STYLE: dict[str, Style] = {
         bass=("..R...R...R...R.", "R.RR.RR.R.RR.RRO", ".RRR.RRR.RRR.RRR"),
         major=("1111", "1144", "1166"),
         minor=("1111", "1177", "1166"),
-        gate=(0.25, 0.7),
+        gate=(0.25, 0.6),
         drums=0.95,
         synth=0.75,
         favours=("bells", "organ", "choir"),
-        drums_db=5.0,
-        bass_db=3.0,
-        tilt_db=1.0,
-        kit="clap",
-        harmony=(0.4, 0.0, 0.1, 0.5),
+        tilt_db=1.2,
+        snare_kind="clap",
+        harmony=(0.4, 0.1, 0.5),
+        lean_db={"drums": 6.0, "bass": 3.0},
     ),
     "waltz": Style(
         kick=("x...........",),
@@ -91,14 +87,15 @@ STYLE: dict[str, Style] = {
         bass=("R...........", "R.......F...", "R...F...T..."),
         major=("1155", "1451", "1625", "1144"),
         minor=("1155", "1451", "1643", "1745"),
-        gate=(0.5, 1.0),
+        gate=(0.3, 0.65),
         drums=0.35,
         steps=12,
         favours=("strings", "piano", "flute"),
-        drums_db=-5.0,
-        room_db=3.0,
-        kit="skin",
-        harmony=(0.95, 0.0, 0.05, 0.0),
+        snare_kind="skin",
+        harmony=(0.95, 0.05, 0.0),
+        lean_db={"drums": -6.0, "room": 2.0, "melody": 2.0},
+        tilt_db=0.0,
+        density=(0.15, 0.3),
     ),
     "reggae": Style(
         kick=("........x.......", "x...x...x...x...", "x.......x......."),
@@ -108,14 +105,15 @@ STYLE: dict[str, Style] = {
         bass=("R..R..F...R.R...", "..R.R...F.R.....", "R.....T.F...O..."),
         major=("1144", "1545", "1212", "1456"),
         minor=("1144", "1717", "1414", "1765"),
-        gate=(0.2, 0.6),
+        gate=(0.15, 0.4),
         swing=(0.0, 0.5),
         favours=("organ", "guitar", "brass"),
-        bass_db=5.0,
-        tilt_db=-0.8,
+        tilt_db=-1.3,
         drums=0.8,
-        kit="rim",
-        harmony=(0.95, 0.0, 0.05, 0.0),
+        snare_kind="rim",
+        harmony=(0.95, 0.05, 0.0),
+        lean_db={"bass": 6.0, "melody": -3.0, "room": 2.0},
+        density=(0.1, 0.3),
     ),
     "ballad": Style(
         kick=("x.......x.......", "x.........x....."),
@@ -130,11 +128,10 @@ STYLE: dict[str, Style] = {
         drums=0.5,
         synth=0.3,
         favours=("piano", "strings", "choir"),
-        drums_db=-3.0,
-        room_db=4.0,
-        tilt_db=-0.5,
-        kit="skin",
-        harmony=(0.4, 0.0, 0.2, 0.4),
+        tilt_db=-0.3,
+        snare_kind="skin",
+        harmony=(0.4, 0.2, 0.4),
+        lean_db={"drums": -4.0, "melody": 3.0, "room": 3.0},
     ),
     "bossa": Style(
         kick=("x..xx..xx..xx..x", "x.....x.x.....x."),
@@ -144,16 +141,15 @@ STYLE: dict[str, Style] = {
         bass=("R.....FFF.....R.", "R.....F.F.....A.", "R..RF..FR..RF..F"),
         major=("2511", "1625", "1251", "4325"),
         minor=("2511", "1425", "1651", "4251"),
-        gate=(0.4, 0.9),
+        gate=(0.35, 0.7),
         sevenths=0.85,
         synth=0.25,
         favours=("guitar", "flute", "piano"),
-        drums_db=-5.0,
-        room_db=-5.0,
         tilt_db=-0.8,
         drums=0.7,
-        kit="rim",
-        harmony=(0.9, 0.0, 0.0, 0.1),
+        snare_kind="rim",
+        harmony=(0.9, 0.0, 0.1),
+        lean_db={"drums": -6.0, "room": -8.0},
     ),
     "funk": Style(
         kick=("x..x..x...x..x..", "x.x....x..x....."),
@@ -163,17 +159,15 @@ STYLE: dict[str, Style] = {
         bass=("R..O..R.R.O..R.A", "R.R...RO..R..F.A", "RR...R.O..RR.T.F"),
         major=("1111", "1414", "2525", "1144"),
         minor=("1111", "1414", "1747", "1144"),
-        gate=(0.2, 0.6),
+        gate=(0.15, 0.45),
         sevenths=0.7,
         density=(0.3, 0.6),
         favours=("brass", "guitar", "bells"),
-        drums_db=3.0,
-        bass_db=3.0,
-        room_db=-6.0,
-        tilt_db=0.8,
+        tilt_db=1.2,
         drums=0.9,
-        kit="skin",
-        harmony=(0.95, 0.0, 0.0, 0.05),
+        snare_kind="skin",
+        harmony=(0.95, 0.0, 0.05),
+        lean_db={"drums": 3.0, "bass": 4.0, "room": -8.0},
     ),
     "ambient": Style(
         kick=("x...............", "................"),
@@ -189,20 +183,18 @@ STYLE: dict[str, Style] = {
         drums=0.2,
         synth=0.55,
         favours=("choir", "strings", "bells"),
-        drums_db=-8.0,
-        bass_db=-2.0,
-        room_db=8.0,
-        tilt_db=-1.2,
-        kit="rim",
-        harmony=(0.1, 0.0, 0.7, 0.2),
+        tilt_db=-1.5,
+        snare_kind="rim",
+        harmony=(0.1, 0.7, 0.2),
+        lean_db={"drums": -8.0, "bass": -3.0, "room": 10.0},
     ),
 }
 
 
 @dataclass(frozen=True)
 class Note:
-    step: float
-    steps: float
+    step: int | float
+    steps: int | float
     pitch: int  # MIDI; for drums the place in `DRUMS`
     velocity: float
 
@@ -222,7 +214,7 @@ class Plan:
     bass_pattern: str
     comp_pattern: str
 
-    def chord(self, step: float) -> tuple[int, ...]:
+    def chord(self, step: int) -> tuple[int, ...]:
         return self.chords[min(int(2 * step / self.style.steps), len(self.chords) - 1)]
 
 
@@ -239,7 +231,7 @@ def plan(key: str, style: str, tempo_bpm: float, bars: int, rng: np.random.Gener
     turn = int(rng.integers(len(degrees))) if rng.random() < 0.4 else 0  # an excerpt may begin anywhere
     raised = mode == "minor" and rng.random() < 0.6
     count = 2 * bars // halves + 1
-    detours = {int(place): int(rng.integers(6)) for place in np.flatnonzero(rng.random(count) < 0.15)}
+    detours = {int(place): int(rng.integers(6)) for place in np.flatnonzero(rng.random(count) < 0.12)}
     colours = rng.random(7)  # a degree keeps its colour through the song
     chords = []
     for half in range(2 * bars):
@@ -387,11 +379,12 @@ def play_melody(plan: Plan, low: int, rng: np.random.Generator) -> list[Note]:
     return notes
 
 
-PARTS = {"chords": play_chords, "melody": play_melody, "pad": play_pad, "arpeggio": play_arpeggio}
+PARTS = {"chords": play_chords, "pad": play_pad, "arpeggio": play_arpeggio, "melody": play_melody}
+HARMONIES = ("chords", "pad", "arpeggio")
 
 
 def play(plan: Plan, instrument: str, part: str, rng: np.random.Generator) -> list[Note]:
-    """Play one instrument's part; `part` matters to pitched instruments above the bass."""
+    """Play one instrument's part; above the bass, `part` says which of `PARTS`."""
     if instrument == "drums":
         return play_drums(plan, rng)
     low, high = REGISTERS[instrument]

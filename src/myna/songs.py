@@ -11,15 +11,15 @@ import av
 import numpy as np
 
 from myna.errors import ConfigError
-from myna.score import BASSES, DRUMS, KEYS, STYLE, Note, Plan, plan, play
-from myna.timbre import Colour, add_room, draw_colour, draw_kit, noise, note_bank
+from myna.score import BASSES, DRUMS, HARMONIES, KEYS, STYLE, Note, Plan, plan, play
+from myna.timbre import Colour, add_room, draw_colour, draw_kit, draw_timbre, noise, note_bank
 
 STYLES = tuple(STYLE)
 TUNED = ("piano", "organ", "strings", "brass", "guitar", "flute", "bells", "choir")
 INSTRUMENTS = (*TUNED, *BASSES, "drums")
+RATE_HZ = 22050  # of what is composed; models hear 16 kHz
 SLOWEST_BPM, FASTEST_BPM = 60.0, 180.0
-PARTS = ("chords", "melody", "pad", "arpeggio")
-LEVELS_DB = {"melody": -1, "pad": -5, "drums": 1}
+LEVELS_DB = {"chords": -3, "arpeggio": -3, "pad": -5, "melody": -1, "bass": -3, "drums": 1}
 SEED_LABELS, SEED_PLAN, SEED_MIX, SEED_PLAYER = range(4)
 
 
@@ -40,7 +40,7 @@ class Song:
         return np.random.default_rng([self.seed, self.index, purpose, detail])
 
 
-def song(seed: int, index: int, *, seconds: float = 20.0) -> Song:
+def song(seed: int, index: int, *, seconds: int | float = 20.0) -> Song:
     """Draw the labels of song number `index`; nothing is rendered yet."""
     rng = np.random.default_rng([seed, index, SEED_LABELS, 0])
     style = str(rng.choice(STYLES))
@@ -61,7 +61,7 @@ def song(seed: int, index: int, *, seconds: float = 20.0) -> Song:
         style=style,
         tempo_bpm=round(tempo_bpm, 2),
         instruments=tuple(i for i in INSTRUMENTS if i in players),
-        seconds=seconds,
+        seconds=float(seconds),
     )
 
 
@@ -71,104 +71,114 @@ def _title(rng: np.random.Generator) -> str:
     return f"{rng.choice(first)} {rng.choice(second)} {rng.integers(1, 1000)}"
 
 
-def stems(song: Song, *, rate_hz: int = 22050) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Take:
+    """What all the stems of a song share: its clock, its tuning, its equaliser. Times in samples."""
+
+    rate_hz: int
+    samples: int
+    step: float
+    lead: float  # the excerpt begins somewhere in a bar
+    tuning_cents: float
+    colour: Colour
+    snare: str
+
+    def start(self, note: Note) -> int:
+        return round(note.step * self.step - self.lead)
+
+
+def stems(song: Song, *, rate_hz: int = RATE_HZ) -> dict[str, np.ndarray]:
     """Render each instrument alone, mono, at its level in the mix: float32 (samples,)."""
-    habits, mix = STYLE[song.style], song.generator(SEED_MIX)
-    colour, cents = draw_colour(mix, habits.tilt_db), float(np.clip(mix.normal(0, 18), -45, 45))
-    draw = song.generator(SEED_PLAN)
+    habits, mix, draw = STYLE[song.style], song.generator(SEED_MIX), song.generator(SEED_PLAN)
     step_s = 15 / song.tempo_bpm
-    steps = habits.steps
-    lead_s = draw.uniform(0, steps) * step_s  # the excerpt begins somewhere in a bar
-    bars = int(np.ceil((song.seconds + lead_s) / step_s / steps))
+    take = Take(
+        rate_hz=rate_hz,
+        samples=round(song.seconds * rate_hz),
+        step=step_s * rate_hz,
+        lead=draw.uniform(0, habits.steps) * step_s * rate_hz,
+        tuning_cents=float(np.clip(mix.normal(0, 18), -45, 45)),
+        colour=draw_colour(habits.tilt_db, mix),
+        snare=habits.snare_kind,
+    )
+    bars = int(np.ceil((take.samples + take.lead) / take.step / habits.steps))
     agreed = plan(song.key, song.style, song.tempo_bpm, bars, draw)
     swing = draw.uniform(*habits.swing)
     parts = _share_out(song.instruments, habits.harmony, draw)
     out = {}
     for instrument in song.instruments:
+        part = parts.get(instrument, instrument)
         rng = song.generator(SEED_PLAYER, INSTRUMENTS.index(instrument))
-        notes = _shape(play(agreed, instrument, parts.get(instrument, ""), rng), agreed, swing, rng)
-        stem = _render(instrument, notes, step_s, lead_s, song.seconds, cents, colour, rng, rate_hz)
-        lean_db = habits.drums_db if instrument == "drums" else habits.bass_db if instrument in BASSES else 0
-        level_db = lean_db + rng.normal(LEVELS_DB.get(parts.get(instrument, instrument), -3), 2.5)
+        notes = _shape(play(agreed, instrument, part, rng), agreed, swing, rng)
+        stem = _render_drums(notes, take, rng) if part == "drums" else _render(instrument, notes, take, rng)
+        level_db = habits.lean_db.get(part, 0.0) + rng.normal(LEVELS_DB[part], 2.0)
         out[instrument] = stem * np.float32(10 ** (level_db / 20) / (np.sqrt(np.mean(stem**2)) + 1e-9))
     return out
 
 
 def _share_out(instruments: tuple[str, ...], harmony: Sequence[float], rng: np.random.Generator) -> dict[str, str]:
-    """Give every pitched instrument above the bass a part; the first one carries the harmony."""
+    """Give every pitched instrument a part; of those above the bass, the first one carries the harmony."""
     order = [TUNED[i] for i in rng.permutation(len(TUNED)) if TUNED[i] in instruments]
-    first = str(rng.choice(PARTS, p=harmony))
-    rest = ["melody", *rng.permutation([part for part in PARTS if part not in (first, "melody")])]
-    return dict(zip(order, [first, *map(str, rest)], strict=False))
+    first = str(rng.choice(HARMONIES, p=harmony))
+    rest = ["melody", *map(str, rng.permutation([part for part in HARMONIES if part != first]))]
+    return dict(zip(order, [first, *rest], strict=False)) | dict.fromkeys(BASSES, "bass")
 
 
 def _shape(notes: list[Note], agreed: Plan, swing: float, rng: np.random.Generator) -> list[Note]:
     """Play like people: swung, not quite together, louder and softer, and silent for some bars."""
-    steps = agreed.style.steps
     loudness = np.exp(np.cumsum(rng.normal(0, 0.12, agreed.bars)))
     if agreed.bars >= 6 and rng.random() < 0.3:
         away = agreed.bars // 3
         first = int(rng.integers(3)) * away
         loudness[first : first + away] = 0
     late = rng.normal(0, 0.03, len(notes)) + rng.normal(0, 0.03)
-    return [
-        Note(n.step + delay + (swing if n.step % 4 == 2 else 0), n.steps, n.pitch, n.velocity * loudness[bar])
-        for n, delay in zip(notes, late, strict=True)
-        if (bar := min(int(n.step / steps), agreed.bars - 1)) >= 0 and loudness[bar] > 0
-    ]
+    shaped = []
+    for note, delay in zip(notes, late, strict=True):
+        velocity = note.velocity * loudness[min(int(note.step / agreed.style.steps), agreed.bars - 1)]
+        if velocity > 0:
+            step = note.step + delay + (swing if note.step % 4 == 2 else 0)
+            shaped.append(Note(step, note.steps, note.pitch, velocity))
+    return shaped
 
 
-def _render(
-    instrument: str,
-    notes: list[Note],
-    step_s: float,
-    lead_s: float,
-    seconds: float,
-    cents: float,
-    colour: Colour,
-    rng: np.random.Generator,
-    rate_hz: int,
-) -> np.ndarray:
-    """Add up notes, each pitch of which is rendered once at the greatest length."""
-    out = np.zeros(round(seconds * rate_hz), np.float32)
-    if instrument == "drums":
-        kit = draw_kit(rng, colour, rate_hz)
-        sounds, release = [kit[name] for name in DRUMS], 1
-        place = {number: number for number in range(len(DRUMS))}
-        held = len(out)
-    else:
-        pitches = sorted({note.pitch for note in notes})
-        place = {pitch: row for row, pitch in enumerate(pitches)}
-        hz = 440 * 2 ** ((np.array(pitches) - 69 + cents / 100) / 12)
-        longest_s = max(note.steps for note in notes) * step_s
-        sounds, timbre = note_bank(instrument, hz, min(longest_s, 5.0) + 0.5, rng, colour, rate_hz)
-        release = max(int(min(timbre.release_s, 0.5) * rate_hz), 2)
-    fade = np.linspace(1, 0, release, dtype=np.float32)
+def _render(instrument: str, notes: list[Note], take: Take, rng: np.random.Generator) -> np.ndarray:
+    """Add up notes, each pitch of which is played once at the greatest length."""
+    pitches = sorted({note.pitch for note in notes})
+    row = {pitch: place for place, pitch in enumerate(pitches)}
+    hz = 440 * 2 ** ((np.array(pitches) - 69 + take.tuning_cents / 100) / 12)
+    timbre = draw_timbre(instrument, rng)
+    longest_s = min(max(note.steps for note in notes) * take.step / take.rate_hz, 5.0)
+    bank = note_bank(instrument, timbre, hz, longest_s + timbre.release_s, rng, take.colour, take.rate_hz)
+    fade = np.linspace(1, 0, int(timbre.release_s * take.rate_hz), dtype=np.float32)
+    out = np.zeros(take.samples, np.float32)
     for note in notes:
-        sound = sounds[place[note.pitch]]
-        if instrument != "drums":
-            held = int(note.steps * step_s * rate_hz)
-        start = round((note.step * step_s - lead_s) * rate_hz)
-        heard = np.float32(note.velocity) * sound[: held + release]
-        if instrument != "drums":
-            heard[-release:] *= fade[: len(heard)]
-        skip = max(-start, 0)
-        target = out[max(start, 0) : max(start + len(heard), 0)]
-        target += heard[skip : skip + len(target)]
+        heard = np.float32(note.velocity) * bank[row[note.pitch], : int(note.steps * take.step) + len(fade)]
+        heard[-len(fade) :] *= fade
+        _add(out, heard, take.start(note))
     return out
 
 
-def render(song: Song, *, rate_hz: int = 22050) -> np.ndarray:
+def _render_drums(notes: list[Note], take: Take, rng: np.random.Generator) -> np.ndarray:
+    kit = draw_kit(take.snare, rng, take.colour, take.rate_hz)
+    out = np.zeros(take.samples, np.float32)
+    for note in notes:
+        _add(out, np.float32(note.velocity) * kit[DRUMS[note.pitch]], take.start(note))
+    return out
+
+
+def _add(out: np.ndarray, sound: np.ndarray, start: int) -> None:
+    """Mix a sound in place; what lies before the beginning or after the end is cut."""
+    target = out[max(start, 0) : max(start + len(sound), 0)]
+    target += sound[max(-start, 0) :][: len(target)]
+
+
+def render(song: Song, *, rate_hz: int = RATE_HZ) -> np.ndarray:
     """Render the mix: float32 (samples, 2) within [-1, 1], the same for the same song."""
     rng = song.generator(SEED_MIX, 1)
     players = stems(song, rate_hz=rate_hz)
     low = np.array([instrument in (*BASSES, "drums") for instrument in players])
     angle = np.pi / 4 * (1 + np.clip(rng.normal(0, np.where(low, 0.1, 0.35)), -0.9, 0.9))
-    send = (
-        rng.uniform(0, 1, len(players))
-        * np.where(low, 0.3, 1)
-        * 10 ** ((rng.uniform(-24, -6) + STYLE[song.style].room_db) / 20)
-    )
+    room_db = rng.uniform(-24, -6) + STYLE[song.style].lean_db.get("room", 0.0)
+    send = rng.uniform(0, 1, len(players)) * np.where(low, 0.3, 1) * 10 ** (room_db / 20)
     gains = np.stack([np.cos(angle), np.sin(angle), send]).astype(np.float32)
     left, right, dry = gains @ np.stack(list(players.values()))
     mix = np.stack([left, right])
@@ -192,20 +202,24 @@ def _limit(mix: np.ndarray) -> np.ndarray:
     return mix
 
 
-def _encoder(codec: str) -> tuple[str, int, str, dict[str, str]]:
-    """The name, rate in Hz, sample format and options with which a codec's files are written."""
-    return {
-        "wav": ("pcm_s16le", 22050, "s16", {}),
-        "flac": ("flac", 22050, "s16", {"compression_level": "5"}),
-        "mp3": ("libmp3lame", 22050, "fltp", {"compression_level": "9", "b": "96k"}),
-        "ogg": ("vorbis", 22050, "fltp", {"strict": "-2", "flags": "+qscale", "global_quality": "354"}),
-        "opus": ("libopus", 24000, "flt", {"compression_level": "0", "b": "96k"}),
-        "m4a": ("aac", 22050, "fltp", {"aac_coder": "fast", "b": "96k"}),
-    }[codec]
+@dataclass(frozen=True)
+class Encoder:
+    name: str
+    rate_hz: int
+    sample_format: str
+    options: dict[str, str]
 
 
-CODECS = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
-# Encoding takes longer than composing: MP3, Vorbis and AAC take turns more rarely.
+ENCODERS = {
+    "wav": Encoder("pcm_s16le", RATE_HZ, "s16", {}),
+    "flac": Encoder("flac", RATE_HZ, "s16", {"compression_level": "5"}),
+    "mp3": Encoder("libmp3lame", RATE_HZ, "fltp", {"compression_level": "9", "b": "96k"}),
+    "ogg": Encoder("vorbis", RATE_HZ, "fltp", {"strict": "-2", "flags": "+qscale", "global_quality": "354"}),
+    "opus": Encoder("libopus", 24000, "flt", {"compression_level": "0", "b": "96k"}),
+    "m4a": Encoder("aac", RATE_HZ, "fltp", {"aac_coder": "fast", "b": "96k"}),
+}
+CODECS = tuple(ENCODERS)
+# Encoding takes longer than composing: the slow ones, MP3, AAC and Vorbis, take turns more rarely.
 TURNS = ("flac", "wav", "opus", "mp3", "flac", "wav", "flac", "m4a", "wav", "flac", "opus", "ogg")
 
 
@@ -216,15 +230,16 @@ def write_song(song: Song, folder: str | os.PathLike[str], *, codec: str) -> Pat
     """
     if codec not in CODECS:
         raise ConfigError(f"There is no codec {codec!r} for composed songs: choose one of {', '.join(CODECS)}.")
-    name, rate_hz, sample_format, options = _encoder(codec)
+    encoder = ENCODERS[codec]
     path = Path(folder) / f"{song.index:05d}.{codec}"
-    samples = render(song)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout="stereo")
-    frame.sample_rate = 22050
+    frame = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(render(song, rate_hz=RATE_HZ).T), format="fltp", layout="stereo"
+    )
+    frame.sample_rate = RATE_HZ
     with av.open(str(path), "w") as container:
         container.metadata.update(title=song.title, artist=f"The {song.style.title()} Machine")
-        stream = container.add_stream(name, rate=rate_hz, layout="stereo", options=options)
-        stream.codec_context.format = sample_format
+        stream = container.add_stream(encoder.name, rate=encoder.rate_hz, layout="stereo", options=encoder.options)
+        stream.codec_context.format = encoder.sample_format
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -240,7 +255,7 @@ def write_corpus(
     count: int,
     *,
     seed: int,
-    seconds: float = 20.0,
+    seconds: int | float = 20.0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Path, Song]]:

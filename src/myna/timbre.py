@@ -13,6 +13,7 @@ import numpy as np
 BLOCK = 256
 TOP_HZ = 9000.0  # partials above are not heard by a model at 16 kHz
 Colour = Callable[[np.ndarray], np.ndarray]
+Real = int | float
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def draw_timbre(family: str, rng: np.random.Generator) -> Timbre:
     return Timbre(**{f.name: rng.uniform(*ranges[f.name]) for f in fields(Timbre) if f.name in ranges})
 
 
-def draw_colour(rng: np.random.Generator, lean_db: float) -> Colour:
+def draw_colour(lean_db: Real, rng: np.random.Generator) -> Colour:
     """Draw the equaliser of a song, as different masterings are: frequencies in Hz become amplitudes."""
-    tilt_db, bump_db = lean_db + rng.uniform(-3.0, 1.5), rng.normal(0, 4)
+    tilt_db, bump_db = lean_db + rng.uniform(-3.0, 1.0), rng.normal(0, 3.5)
     bump_hz, width = np.exp(rng.uniform(np.log(150), np.log(5000))), rng.uniform(0.3, 1.2)
     low_hz = np.exp(rng.uniform(np.log(20), np.log(200)))
     high_hz = np.exp(rng.uniform(np.log(2500), np.log(16000)))
@@ -115,16 +116,16 @@ def draw_colour(rng: np.random.Generator, lean_db: float) -> Colour:
 
 def note_bank(
     family: str,
+    timbre: Timbre,
     pitches_hz: np.ndarray,
-    seconds: float,
+    seconds: Real,
     rng: np.random.Generator,
     colour: Colour,
     rate_hz: int,
-) -> tuple[np.ndarray, Timbre]:
-    """Play every pitch once by one newly drawn player: (pitch, sample), and the player."""
-    timbre = draw_timbre(family, rng)
+) -> np.ndarray:
+    """Play every pitch once: (pitch, sample)."""
     hz, amplitude, decay = _partials(family, timbre, np.asarray(pitches_hz, float), rng, colour)
-    samples = max(int(seconds * rate_hz), 2 * BLOCK)
+    samples = int(seconds * rate_hz) + BLOCK
     bank = _ring(hz / rate_hz, amplitude, decay / rate_hz, samples)
     rate = rng.uniform(4.2, 6.8)
     if timbre.vibrato_cents > 4:
@@ -138,7 +139,7 @@ def note_bank(
     attack = max(int(timbre.attack_s * rate_hz), 2)
     ramp = np.sin(np.linspace(0, np.pi / 2, attack, dtype=np.float32)) ** 2
     bank[:, :attack] *= ramp[: bank.shape[1]]
-    return bank, timbre
+    return bank
 
 
 def _partials(
@@ -184,7 +185,7 @@ def _ring(cycles: np.ndarray, amplitude: np.ndarray, decay: np.ndarray, samples:
     """Sum decaying partials, given in cycles and nepers a sample, each (pitch, partial): (pitch, samples)."""
     blocks = math.ceil(samples / BLOCK)
 
-    def powers(steps: np.ndarray, level: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    def powers(steps: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         turns = np.multiply.outer(cycles, steps)
         angle = ((turns - np.floor(turns)) * (2 * np.pi)).astype(np.float32)
         envelope = np.exp(np.multiply.outer(-decay, steps).astype(np.float32))
@@ -192,13 +193,13 @@ def _ring(cycles: np.ndarray, amplitude: np.ndarray, decay: np.ndarray, samples:
         return envelope * np.cos(angle), envelope * np.sin(angle)
 
     coarse_cos, coarse_sin = powers(np.arange(blocks) * BLOCK, amplitude)
-    fine_cos, fine_sin = powers(np.arange(BLOCK), 1.0)
+    fine_cos, fine_sin = powers(np.arange(BLOCK), np.ones_like(amplitude))
     coarse = np.concatenate([coarse_cos, -coarse_sin], axis=1).transpose(0, 2, 1)
     fine = np.concatenate([fine_cos, fine_sin], axis=1)
     return (coarse @ fine).reshape(len(cycles), blocks * BLOCK)[:, :samples]
 
 
-def _vibrato(bank: np.ndarray, cents: float, rate: float, rate_hz: int) -> np.ndarray:
+def _vibrato(bank: np.ndarray, cents: Real, rate: Real, rate_hz: int) -> np.ndarray:
     """Bend every row's time axis; the vibrato grows in over a quarter of a second."""
     time_s = np.arange(bank.shape[1]) / rate_hz
     depth_s = (2 ** (cents / 1200) - 1) / (2 * np.pi * rate)
@@ -210,7 +211,7 @@ def _vibrato(bank: np.ndarray, cents: float, rate: float, rate_hz: int) -> np.nd
 
 
 def noise(
-    seconds: float, low_hz: float, high_hz: float, rng: np.random.Generator, colour: Colour, rate_hz: int
+    seconds: Real, low_hz: Real, high_hz: Real, rng: np.random.Generator, colour: Colour, rate_hz: int
 ) -> np.ndarray:
     """Steady noise of a band with soft edges, of unit standard deviation before colouring."""
     wanted = max(int(seconds * rate_hz), 64)
@@ -225,17 +226,17 @@ def noise(
 def draw_kit(snare: str, rng: np.random.Generator, colour: Colour, rate_hz: int) -> dict[str, np.ndarray]:
     """Draw the one-shots of a drum kit, its snare mostly of the wanted sort: skin, rim or clap."""
 
-    def ring(hz: float, sweep: float, sweep_s: float, decay_s: float) -> np.ndarray:
+    def ring(hz: Real, sweep: Real, sweep_s: Real, decay_s: Real) -> np.ndarray:
         time_s = np.arange(int(min(6 * decay_s, 0.8) * rate_hz)) / rate_hz
         turns = hz * (time_s + sweep * sweep_s * (1 - np.exp(-time_s / sweep_s)))
         level = colour(np.array([hz]))[0]
         return (level * np.sin(2 * np.pi * turns) * np.exp(-time_s / decay_s)).astype(np.float32)
 
-    def hiss(low_hz: float, high_hz: float, decay_s: float) -> np.ndarray:
+    def hiss(low_hz: Real, high_hz: Real, decay_s: Real) -> np.ndarray:
         burst = noise(6 * decay_s, low_hz, high_hz, rng, colour, rate_hz)
         return burst * np.exp(-np.arange(len(burst), dtype=np.float32) / np.float32(decay_s * rate_hz))
 
-    def blend(*sounds: tuple[float, np.ndarray]) -> np.ndarray:
+    def blend(*sounds: tuple[Real, np.ndarray]) -> np.ndarray:
         out = np.zeros(max(len(sound) for _, sound in sounds), np.float32)
         for level, sound in sounds:
             out[: len(sound)] += np.float32(level) * sound

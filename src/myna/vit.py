@@ -3,7 +3,6 @@
 SimpleViT (arXiv 2205.01580): pre-norm blocks, no class token, no dropout, no bias on the attention's projections.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F

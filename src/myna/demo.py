@@ -1,0 +1,291 @@
+"""The whole arrow on songs that it composes itself, or on a folder of the user's: prepare, pretrain, embed, look.
+
+With composed songs the labels are known, so what was learned can be measured on songs that training never saw.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from openTSNE import TSNE
+from rich.console import Console
+
+from myna import recipe
+from myna.audio import load
+from myna.embedder import Myna
+from myna.errors import ConfigError
+from myna.library import embed_library, embeddings_of, nearest, read_library
+from myna.mel import MelSpectrogram
+from myna.model import MynaModel
+from myna.patch import PATCHES
+from myna.prepare import Standing, prepare
+from myna.progress import Bar, clock
+from myna.question import ask, chroma, mel_statistics
+from myna.report import (
+    Clip,
+    MaskedView,
+    Neighbours,
+    Report,
+    ScoreTable,
+    encode_excerpt,
+    text_table,
+    verdict,
+    write_page,
+)
+from myna.songs import Song, write_corpus
+from myna.store import Store
+from myna.track import Track, find_tracks
+from myna.train import Settings, Trainer, read_metrics
+from myna.vit import parameter_count
+
+EXAM_SEED_OFFSET = 1_000_000  # so that no song of the exam is one of the training songs
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything: `full` is the demo, `smoke` only shows that it runs."""
+
+    train_songs: int
+    exam_songs: int
+    labelled: int
+    seconds: float
+    steps: int
+    seeds: int
+    overrides: dict[str, Any]
+
+
+SIZES = {
+    "full": Size(800, 480, 240, 15.0, 700, 20, {}),
+    "smoke": Size(40, 48, 24, 8.0, 8, 3, {"batch": 16, "depth": 1, "dim": 32, "mlp_dim": 64}),
+}
+
+
+def demo(
+    out: str | Path,
+    *,
+    music: str | Path | None = None,
+    size: str = "full",
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+) -> Path:
+    """Run the demo in a folder and return its page, `report.html`. `music` takes the user's folder instead."""
+    out, began, console = Path(out), time.monotonic(), Console(stderr=True)
+    chosen = SIZES[size]
+    settings = recipe.override(
+        recipe.get("tiny"), {"steps": chosen.steps, "seed": seed, **chosen.overrides, **(overrides or {})}
+    )
+    if music is None:
+        _compose(out / "songs", chosen.train_songs, chosen.seconds, seed)
+        exam = _compose(out / "exam", chosen.exam_songs, chosen.seconds, seed + EXAM_SEED_OFFSET)
+    store = _prepare(find_tracks([music or out / "songs"]), out / "store")
+    if len(store) < 2:
+        raise ConfigError(f"{music} holds {len(store)} usable piece of music; at least 2 are needed to compare.")
+    settings = recipe.override(settings, {"batch": min(settings.train.batch, len(store))})
+    trainer = _pretrain(store, out / "run", settings)
+    model = Myna.from_pretrained(out / "run", batch=32)
+    tracks = find_tracks([music or out / "exam"])
+    vectors, table = _embed(model, tracks, out / "library.parquet")
+    paths = [Path(path) for path in table["path"].to_pylist()]
+    scores, songs = None, None
+    if music is None:
+        songs = _songs_of(paths, exam)
+        scores = _examine(out, model, trainer, vectors, songs, paths, chosen)
+        console.print(text_table(scores))
+        console.print(verdict(scores), highlight=False)
+    report = _report(out, trainer, store, vectors, paths, songs, scores, seconds=time.monotonic() - began)
+    write_page(report, out / "report.html")
+    console.print(f"{out / 'report.html'} shows what it learned ({clock(time.monotonic() - began)} in all).")
+    return out / "report.html"
+
+
+def _compose(folder: Path, count: int, seconds: float, seed: int) -> dict[str, Song]:
+    with Bar("compose", "songs") as bar:
+        written = write_corpus(folder, count, seed=seed, seconds=seconds, progress=bar)
+    return {str(path.resolve()): song for path, song in written}
+
+
+def _songs_of(paths: Sequence[Path], written: dict[str, Song]) -> list[Song]:
+    return [written[str(path.resolve())] for path in paths]
+
+
+def _prepare(tracks: list[Track], path: Path) -> Store:
+    with Bar("prepare", "files") as bar:
+
+        def tell(at: Standing) -> None:
+            bar(at.done, at.files, f"{at.times_real_time:.0f}x real time", left_s=at.left_s)
+
+        prepare(tracks, path, progress=tell)
+    return Store.open(path)
+
+
+def _pretrain(store: Store, run: Path, settings: Settings) -> Trainer:
+    trainer = Trainer(store, run, settings, resume=(run / "run.json").is_file())
+    with Bar("pretrain", "steps") as bar:
+        stopped = trainer.train(
+            on_log=lambda row: bar(
+                int(row["step"]), trainer.steps, f"loss {row['loss']:.2f}, {row['clips_per_s']:.0f} clips/s"
+            )
+        )
+    if stopped is not None:
+        raise KeyboardInterrupt("Stopped; run the same command again to go on.")
+    return trainer
+
+
+def _embed(model: Myna, tracks: list[Track], path: Path) -> tuple[np.ndarray, Any]:
+    path.unlink(missing_ok=True)  # of an earlier demo with another model
+    with Bar("embed", "tracks") as bar:
+        embed_library(
+            model,
+            tracks,
+            path,
+            on_track=lambda s: bar(s.new + s.reused + len(s.failed), s.tracks, f"{len(s.failed)} failed"),
+        )
+    table, _ = read_library(path)
+    table = table.filter([status != "failed" for status in table["status"].to_pylist()])
+    return embeddings_of(table), table
+
+
+def _examine(
+    out: Path,
+    model: Myna,
+    trainer: Trainer,
+    vectors: Float32[np.ndarray, "song dim"],
+    songs: list[Song],
+    paths: list[Path],
+    size: Size,
+) -> ScoreTable:
+    """Ask the same questions of the trained encoder, the same encoder untrained, mel statistics and chroma."""
+    untrained = Myna(MynaModel(trainer.settings.model, seed=trainer.settings.train.seed), batch=32)
+    plain: dict[str, list[np.ndarray]] = {"untrained": [], "mel statistics": [], "chroma": []}
+    transform = MelSpectrogram(model.front_end)
+    with Bar("baselines", "songs") as bar:
+        for number, path in enumerate(paths, start=1):
+            sound = load(path).samples
+            plain["untrained"].append(untrained.encode(sound, rate_hz=model.rate_hz))
+            plain["mel statistics"].append(mel_statistics(transform(torch.from_numpy(sound)[None])[0].numpy()))
+            plain["chroma"].append(chroma(sound))
+            bar(number, len(paths))
+    rows = {"myna": vectors, **{name: np.stack(found) for name, found in plain.items()}}
+    with Bar("examine", "seeds") as bar:
+        return ask(rows, songs, labelled=size.labelled, seeds=size.seeds, on_seed=lambda n: bar(n, size.seeds))
+
+
+def _report(
+    out: Path,
+    trainer: Trainer,
+    store: Store,
+    vectors: Float32[np.ndarray, "song dim"],
+    paths: list[Path],
+    songs: list[Song] | None,
+    scores: ScoreTable | None,
+    *,
+    seconds: float,
+) -> Report:
+    metrics = read_metrics(out / "run")
+    titles = [song.title for song in songs] if songs else [path.stem for path in paths]
+    examples = trainer.step * trainer.settings.train.batch
+    return Report(
+        title="What myna heard",
+        subtitle="Trained from nothing on this machine, without a single label.",
+        facts=(
+            ("training music", f"{len(store)} tracks, {store.hours:.1f} h"),
+            ("model", f"{parameter_count(trainer.model) / 1e6:.1f} M parameters, hybrid"),
+            ("examples seen", f"{examples:,}"),
+            ("time in all", clock(seconds)),
+        ),
+        steps=np.array([row["step"] for row in metrics], float),
+        loss=np.array([row["loss"] for row in metrics], float),
+        retrieval=np.array([row["top1"] for row in metrics], float),
+        table=scores,
+        points=_layout(vectors),
+        point_labels=_labels(songs) if songs else {"folder": [path.parent.name for path in paths]},
+        point_titles=titles,
+        views=_views(trainer, store),
+        neighbours=_neighbours(vectors, paths, titles, songs),
+        notes=_notes(scores is not None),
+        command="myna demo",
+    )
+
+
+def _notes(composed: bool) -> tuple[str, ...]:
+    if not composed:
+        return ("Neighbours are the tracks whose vectors have the highest cosine similarity.",)
+    return (
+        "The songs are composed by the program, so their labels are certain; they are no substitute for real music.",
+        "Scores are of songs that neither the encoder nor the probe saw. The interval holds the middle 90 % of the "
+        "draws of labelled songs; the encoder is trained once.",
+        "Mel statistics and chroma learn nothing: they show what is to be had without training.",
+    )
+
+
+def _labels(songs: Sequence[Song]) -> dict[str, list[str]]:
+    return {
+        "style": [song.style for song in songs],
+        "drums": ["drums" if "drums" in song.instruments else "no drums" for song in songs],
+        "mode": [song.key.split()[1] for song in songs],
+        "tempo": [f"{song.tempo_bpm:.0f}" for song in songs],
+    }
+
+
+def _layout(vectors: Float32[np.ndarray, "song dim"]) -> Float[np.ndarray, "song 2"] | None:
+    if len(vectors) < 8:
+        return None
+    perplexity = min(30, (len(vectors) - 1) // 3)
+    embedding = TSNE(perplexity=perplexity, metric="cosine", initialization="pca", random_state=0, n_jobs=-1)
+    return np.asarray(embedding.fit(vectors))
+
+
+def _views(trainer: Trainer, store: Store) -> tuple[MaskedView, ...]:
+    """Show what the encoder saw of the first clip of the first step: two views of each kind."""
+    drawn = trainer.loader.draw(0)
+    views = []
+    for kind, grid in trainer.loader.grids.items():
+        for view in range(2):
+            row = int(drawn.rows[view, 0])
+            track = int(np.flatnonzero((store.first_rows() <= row) & (row < store.first_rows() + store.frames))[0])
+            start = row - int(store.first_rows()[track])
+            patch = PATCHES[kind]
+            views.append(
+                MaskedView(
+                    kind=kind,
+                    mel=store.mel(track)[start : start + grid.frames],
+                    patch=(patch.bands, patch.frames),
+                    visible=drawn.tokens[kind][view, 0].numpy(),
+                )
+            )
+    return tuple(views)
+
+
+def _neighbours(
+    vectors: Float32[np.ndarray, "song dim"],
+    paths: Sequence[Path],
+    titles: Sequence[str],
+    songs: Sequence[Song] | None,
+    *,
+    queries: int = 6,
+    count: int = 4,
+) -> tuple[Neighbours, ...]:
+    queries = min(queries, len(vectors))
+    chosen = np.linspace(0, len(vectors) - 1, queries).round().astype(int)
+    standard = (vectors - vectors.mean(axis=0)) / (vectors.std(axis=0) + 1e-6)
+    rows, similarity = nearest(standard, standard[chosen], count + 1)
+
+    def clip(number: int, near: float | None) -> Clip:
+        sound = load(paths[number])
+        audio, mime = encode_excerpt(sound.samples, sound.rate_hz)
+        return Clip(titles[number], _caption(songs[number]) if songs else "", audio, mime, near)
+
+    found = []
+    for query, row, near in zip(chosen, rows, similarity, strict=True):
+        others = [(int(i), float(s)) for i, s in zip(row, near, strict=True) if i != query][:count]
+        found.append(Neighbours(clip(int(query), None), tuple(clip(i, s) for i, s in others)))
+    return tuple(found)
+
+
+def _caption(song: Song) -> str:
+    return " · ".join([song.style, song.key, f"{song.tempo_bpm:.0f} bpm", *song.instruments])

@@ -1,0 +1,252 @@
+"""The store's scale, its folder, and what it does when the folder is not whole."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from myna.errors import StoreError
+from myna.mel import FrontEnd
+from myna.store import SCHEMA, Part, Store, Writer, compress, expand, manifest_table
+
+SMALL = FrontEnd(bands=8)
+
+
+def row(path, content_hash, **facts):
+    numbers = dict.fromkeys(["size_bytes", "mtime_ns", "damaged", "frames", "source_rate_hz", "channels", "row"], 0)
+    texts = {"path": path, "content_hash": content_hash, "status": "ok", "reason": "", "codec": "mp3", "file": ""}
+    return numbers | texts | {"duration_s": None, "decoded_s": 1.0, "tags": {"title": "Ünder"}, "extra": {}} | facts
+
+
+def mel(seed, frames=20, bands=8):
+    return np.random.default_rng(seed).gamma(1, 10, (frames, bands)).astype(np.float32)
+
+
+def write(part, names, slot=0, **settings):
+    """Commit a track for each (path, content hash); its mel is that of the hash's last character."""
+    part.begin(part.known())
+    writer = Writer(part, slot, **settings)
+    rows = []
+    for path, content in names:
+        whole = mel(int(content[-1]))
+        writer.append(whole[:7])
+        writer.append(whole[7:])
+        rows.append(writer.commit({k: v for k, v in row(path, content).items() if k != "extra"}))
+    writer.close()
+    return [row | {"extra": {}} for row in rows]
+
+
+def make(path, names, **settings):
+    part = Part(path, SMALL)
+    part.finish(manifest_table(write(part, names, **settings)))
+    return Store.open(path)
+
+
+def test_power_comes_back():
+    power = np.geomspace(2e-17, 1e19, 200_001).astype(np.float32)
+    there_and_back = expand(compress(power))
+    assert there_and_back.dtype == np.float32
+    assert np.abs(there_and_back / power - 1).max() < 0.002
+    middle = (power > 1e-7) & (power < 1e5)
+    assert np.abs(there_and_back / power - 1)[middle].max() < 0.002
+
+
+def test_silence_stays_silent_and_nothing_overflows():
+    assert expand(compress(np.array([0, 1e-38, 3e38], np.float32))).tolist()[:2] == [0, 0]
+    assert np.isfinite(expand(compress(np.array([3e38], np.float32)))).all()
+
+
+def test_expand_takes_tensors_and_arrays():
+    companded = compress(mel(0))
+    tensor = expand(torch.from_numpy(companded))
+    assert tensor.dtype == torch.float32
+    np.testing.assert_array_equal(tensor.numpy(), expand(companded))
+
+
+def test_round_trip(tmp_path):
+    store = make(tmp_path / "s", [("/b", "h2"), ("/a", "h3"), ("/c", "h1")])
+    assert store.content_hashes == ["h1", "h2", "h3"]
+    assert store.paths == ["/c", "/b", "/a"]
+    assert store.frames.tolist() == [20, 20, 20]
+    assert (store.frames.dtype, store.row.dtype, store.file_index.dtype) == (np.int64, np.int64, np.int32)
+    for track in range(3):
+        np.testing.assert_allclose(store.mel(track), mel(track + 1), rtol=0.002)
+    assert store.hours == pytest.approx(60 * 512 / 16_000 / 3600)
+    assert store.manifest["path"].to_pylist() == ["/a", "/b", "/c"]
+    assert dict(store.manifest["tags"][0].as_py()) == {"title": "Ünder"}
+    assert all(not file.flags.writeable for file in store.files)
+    assert not list((tmp_path / "s" / "journal").iterdir())
+
+
+def test_first_rows_count_over_all_files(tmp_path):
+    store = make(tmp_path / "s", [(f"/{i}", f"h{i}") for i in range(5)], file_bytes=2 * 20 * 8 * 2)
+    assert [len(file) for file in store.files] == [40, 40, 20]
+    laid_out = np.concatenate(store.files)
+    for track, first in enumerate(store.first_rows()):
+        np.testing.assert_array_equal(expand(laid_out[first : first + 20]), store.mel(track))
+
+
+def test_hash_knows_music_and_settings_only(tmp_path):
+    names = [("/a", "h1"), ("/b", "h2"), ("/c", "h3")]
+    one = make(tmp_path / "one", names)
+    moved = make(tmp_path / "two", [("/x" + path, content) for path, content in reversed(names)], file_bytes=1)
+    assert one.hash == moved.hash
+    assert one.hash != make(tmp_path / "three", names[:2]).hash
+
+
+def test_equal_content_is_stored_once(tmp_path):
+    store = make(tmp_path / "s", [("/z", "h1"), ("/a", "h1"), ("/m", "h2")])
+    assert len(store) == 2
+    assert store.paths == ["/a", "/m"]
+    places = store.manifest.select(["path", "file", "row"]).to_pylist()
+    assert (places[0]["file"], places[0]["row"]) == (places[2]["file"], places[2]["row"])
+
+
+def test_failed_files_are_in_the_manifest_only(tmp_path):
+    part = Part(tmp_path / "s", SMALL)
+    rows = write(part, [("/a", "h1")])
+    part.finish(manifest_table([*rows, row("/bad", "", status="failed", reason="the file is empty")]))
+    store = Store.open(tmp_path / "s")
+    assert store.paths == ["/a"]
+    assert store.manifest["reason"].to_pylist() == ["", "the file is empty"]
+
+
+def test_extra_columns_keep_their_types(tmp_path):
+    part = Part(tmp_path / "s", SMALL)
+    rows = write(part, [("/a", "h1"), ("/b", "h2"), ("/c", "h3")])
+    for one, extra in zip(rows, [{"bpm": 120, "mixed": 1}, {"bpm": 99, "mixed": "one"}, {}], strict=True):
+        one["extra"] = extra
+    part.finish(manifest_table(rows))
+    manifest = Store.open(tmp_path / "s").manifest
+    assert manifest["bpm"].to_pylist() == [120, 99, None]
+    assert manifest["mixed"].to_pylist() == ["1", "one", None]
+    assert manifest.schema.names[: len(SCHEMA)] == list(SCHEMA)
+
+
+def test_aborted_frames_are_gone(tmp_path):
+    part = Part(tmp_path / "s", SMALL)
+    part.begin([])
+    writer = Writer(part, 0)
+    writer.append(mel(9))
+    writer.abort()
+    writer.append(mel(1))
+    first = writer.commit(row("/a", "h1"))
+    writer.append(mel(9))
+    writer.close()
+    assert (first["row"], first["frames"]) == (0, 20)
+    part.finish(manifest_table([first]))
+    store = Store.open(tmp_path / "s")
+    np.testing.assert_allclose(store.mel(0), mel(1), rtol=0.002)
+    assert (tmp_path / "s" / "data" / first["file"]).stat().st_size == 20 * 8 * 2
+
+
+def test_what_a_kill_leaves_half_written_is_cut_off(tmp_path):
+    part = Part(tmp_path / "s", SMALL)
+    rows = write(part, [("/a", "h1")])
+    data, journal = (next((tmp_path / "s" / folder).iterdir()) for folder in ("data", "journal"))
+    with open(data, "ab") as file:
+        file.write(b"half a track")
+    with open(journal, "ab") as file:
+        file.write(b'{"path": "/b", "conte')
+    with pytest.raises(StoreError, match="unfinished"):
+        Store.open(tmp_path / "s")
+    known = part.known()
+    assert [one["path"] for one in known] == ["/a"]
+    rows += write(part, [("/c", "h2")])
+    assert [one["path"] for one in part.known()] == ["/a", "/c"]
+    part.finish(manifest_table(rows))
+    store = Store.open(tmp_path / "s")
+    for track, seed in enumerate((1, 2)):
+        np.testing.assert_allclose(store.mel(track), mel(seed), rtol=0.002)
+    assert data.stat().st_size == 40 * 8 * 2
+
+
+def test_an_update_never_looks_whole_before_its_end(tmp_path):
+    make(tmp_path / "s", [("/a", "h1")])
+    part = Part(tmp_path / "s", SMALL)
+    rows = [one | {"extra": {}} for one in part.known()]
+    rows += write(part, [("/b", "h2")])
+    with pytest.raises(StoreError, match="unfinished"):
+        Store.open(tmp_path / "s")
+    assert sorted(one["path"] for one in part.known()) == ["/a", "/b"]
+    part.finish(manifest_table(rows))
+    assert Store.open(tmp_path / "s").paths == ["/a", "/b"]
+
+
+def test_parts_make_a_store_when_all_are_there(tmp_path):
+    for number in range(2):
+        part = Part(tmp_path / "s", SMALL, number, 2)
+        part.finish(manifest_table(write(part, [(f"/{number}", f"h{number}"), (f"/same{number}", "h7")])))
+        if number == 0:
+            with pytest.raises(StoreError, match="--shard 1/2"):
+                Store.open(tmp_path / "s")
+    store = Store.open(tmp_path / "s")
+    assert store.content_hashes == ["h0", "h1", "h7"]
+    assert store.paths == ["/0", "/1", "/same0"]
+    assert len(store.manifest) == 4
+    with pytest.raises(StoreError, match="2 part"):
+        Part(tmp_path / "s", SMALL)
+    with pytest.raises(StoreError, match="another folder"):
+        Part(tmp_path / "s", FrontEnd(), 0, 2)
+
+
+def test_a_short_data_file_is_noticed(tmp_path):
+    store = make(tmp_path / "s", [("/a", "h1")])
+    file = tmp_path / "s" / "data" / store.manifest["file"][0].as_py()
+    os.truncate(file, 100)
+    with pytest.raises(StoreError, match="100 bytes"):
+        Store.open(tmp_path / "s")
+    file.unlink()
+    with pytest.raises(StoreError, match="0 bytes"):
+        Store.open(tmp_path / "s")
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="no mel store"):
+        Store.open(tmp_path)
+    (tmp_path / "song.mp3").touch()
+    with pytest.raises(StoreError, match="other things"):
+        Part(tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["song.mp3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"version": 99}, "version 99"), ({"format": "x"}, "format x"), ({"front_end": {"hop": 1}}, "not those of")],
+)
+def test_settings_that_cannot_be_read(tmp_path, change, message):
+    make(tmp_path / "s", [("/a", "h1")])
+    settings = tmp_path / "s" / "store.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+    with pytest.raises(StoreError, match=message):
+        Store.open(tmp_path / "s")
+    settings.write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store.open(tmp_path / "s")
+
+
+def test_unused_data_files_are_deleted(tmp_path):
+    make(tmp_path / "s", [("/a", "h1"), ("/b", "h2")], file_bytes=1)
+    part = Part(tmp_path / "s", SMALL)
+    known = part.known()
+    part.begin(known)
+    part.finish(manifest_table([one | {"extra": {}} for one in known if one["path"] == "/b"]))
+    assert len(list((tmp_path / "s" / "data").iterdir())) == 1
+    np.testing.assert_allclose(Store.open(tmp_path / "s").mel(0), mel(2), rtol=0.002)
+
+
+def test_a_store_travels_to_worker_processes_by_name(tmp_path):
+    store = make(tmp_path / "s", [("/a", "h1")])
+    sent = pickle.dumps(store)
+    assert len(sent) < 300
+    np.testing.assert_array_equal(pickle.loads(sent).mel(0), store.mel(0))
+
+
+def test_the_manifest_can_be_read_by_anyone(tmp_path):
+    make(tmp_path / "s", [("/a", "h1")])
+    table = pq.read_table(tmp_path / "s" / "manifest-0-of-1.parquet")
+    assert table.to_pylist()[0]["path"] == "/a"
