@@ -3,7 +3,7 @@
 from jaxtyping import install_import_hook
 
 # before any test imports the package
-install_import_hook("myna", "beartype.beartype")
+install_import_hook("myna", "checker.check")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -133,10 +133,8 @@ class AudioStream:
         self.channels = self.stream.channels
         self.duration_s = _duration_s(self.container, self.stream)
         self._hash, self._hashing = packet_hash(self.stream), True
-        context = self.stream.codec_context
-        context.thread_count = 1  # files are decoded side by side; threads inside each would only wait
-        if self.codec == "flac":  # else a damaged frame is decoded, to noise
-            context.options = {"err_detect": "crccheck+explode"}
+        # files are decoded side by side; threads inside each would only wait
+        self.stream.codec_context.thread_count = 1
         return self
 
     def __exit__(self, *failure) -> None:

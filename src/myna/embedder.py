@@ -209,8 +209,9 @@ class Myna:
         number, music = one
         track = _Track(number)
         try:
-            blocks = _array_blocks(track, music, rate_hz, self.rate_hz)
-            if not isinstance(music, np.ndarray):
+            if isinstance(music, np.ndarray):
+                blocks = _array_blocks(track, music, rate_hz, self.rate_hz)
+            else:
                 blocks = _file_blocks(track, music, self.rate_hz)
             rest, start = np.empty(0, np.float32), 0  # samples from `start` on
             for block in blocks:

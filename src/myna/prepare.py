@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow as pa
@@ -230,7 +231,7 @@ def _watched(rows: Iterator[Row], jobs: Sequence[_Job], progress: Callable[[Stan
 
 @dataclass
 class _Worker:
-    process: multiprocessing.Process
+    process: BaseProcess
     connection: Connection
     started: bool = False
     job: _Job | None = None
@@ -245,7 +246,7 @@ class _Crew:
     min_samples: int
     gone: dict[str, Row]
     workers: list[_Worker] = field(default_factory=list)
-    processes: list[multiprocessing.Process] = field(default_factory=list)
+    processes: list[BaseProcess] = field(default_factory=list)
 
     def __enter__(self) -> "_Crew":
         return self

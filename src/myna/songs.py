@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 
 from myna.errors import ConfigError
 from myna.score import BASSES, DRUMS, HARMONIES, KEYS, STYLE, Note, Plan, plan, play
@@ -180,13 +181,13 @@ def render(song: Song, *, rate_hz: int = RATE_HZ) -> np.ndarray:
     room_db = rng.uniform(-24, -6) + STYLE[song.style].lean_db.get("room", 0.0)
     send = rng.uniform(0, 1, len(players)) * np.where(low, 0.3, 1) * 10 ** (room_db / 20)
     gains = np.stack([np.cos(angle), np.sin(angle), send]).astype(np.float32)
-    left, right, dry = gains @ np.stack(list(players.values()))
-    mix = np.stack([left, right])
+    mixed = (torch.from_numpy(gains) @ torch.from_numpy(np.stack(list(players.values())))).numpy()
+    mix, dry = mixed[:2], mixed[2]
     wet = add_room(dry, rng, rate_hz)
     apart = int(rng.uniform(0.003, 0.02) * rate_hz)  # the room reaches the right ear later
     mix[0] += wet
     mix[1, apart:] += wet[:-apart]
-    loudness = np.sqrt(np.dot(mix.ravel(), mix.ravel()) / mix.size) + 1e-9
+    loudness = np.sqrt(np.square(mix).mean()) + 1e-9
     hiss = noise(1.4, 20, rng.uniform(2000, 12000), rng, np.ones_like, rate_hz)
     mix += np.resize(hiss, mix.shape[1]) * np.float32(loudness * 10 ** (rng.uniform(-75, -28) / 20))
     mix *= np.float32(10 ** (rng.uniform(-38, -11) / 20) / loudness)
@@ -269,7 +270,7 @@ def write_corpus(
     tasks = [(s, str(folder), TURNS[s.index % len(TURNS)]) for s in songs]
     workers = min(workers or len(os.sched_getaffinity(0)), count)
     paths = []
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
         for path in pool.imap(_write_task, tasks, chunksize=4):
             paths.append(path)
             if progress is not None:

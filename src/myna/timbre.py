@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 
 BLOCK = 256
 TOP_HZ = 9000.0  # partials above are not heard by a model at 16 kHz
@@ -196,7 +197,9 @@ def _ring(cycles: np.ndarray, amplitude: np.ndarray, decay: np.ndarray, samples:
     fine_cos, fine_sin = powers(np.arange(BLOCK), np.ones_like(amplitude))
     coarse = np.concatenate([coarse_cos, -coarse_sin], axis=1).transpose(0, 2, 1)
     fine = np.concatenate([fine_cos, fine_sin], axis=1)
-    return (coarse @ fine).reshape(len(cycles), blocks * BLOCK)[:, :samples]
+    # torch's product, because the threads of NumPy's cannot be limited in a worker, and would fight
+    both = torch.bmm(torch.from_numpy(coarse), torch.from_numpy(fine)).numpy()
+    return both.reshape(len(cycles), blocks * BLOCK)[:, :samples]
 
 
 def _vibrato(bank: np.ndarray, cents: Real, rate: Real, rate_hz: int) -> np.ndarray:
@@ -278,7 +281,7 @@ def add_room(dry: np.ndarray, rng: np.random.Generator, rate_hz: int) -> np.ndar
     tail = noise(4.6 * decay_s, 150, rng.uniform(1500, 8000), rng, np.ones_like, rate_hz)
     tail *= np.exp(-np.arange(len(tail), dtype=np.float32) / np.float32(decay_s * rate_hz))
     tail = np.concatenate([np.zeros(int(rng.uniform(0.002, 0.03) * rate_hz), np.float32), tail])
-    return convolve(dry, tail / np.sqrt(np.dot(tail, tail)))
+    return convolve(dry, tail / np.sqrt(np.square(tail).sum()))
 
 
 def convolve(signal: np.ndarray, response: np.ndarray) -> np.ndarray:

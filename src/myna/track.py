@@ -90,7 +90,7 @@ def _in_folder(root: Path) -> Iterator[Track]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 waiting.appendleft(path)
-            elif entry.is_dir():
+            elif os.path.isdir(path):  # unlike entry.is_dir(), no to a link to itself
                 waiting.append(path)
             elif path.suffix.lower() in SUFFIXES:
                 yield Track(path, key=path.relative_to(root).as_posix())

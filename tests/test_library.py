@@ -1,0 +1,172 @@
+import os
+import shutil
+
+import mutagen
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from myna import Myna, library
+from myna.errors import StoreError
+from myna.library import embed_library, embeddings_of, nearest, read_library
+from myna.model import ModelConfig, MynaModel
+from myna.track import find_tracks
+from sounds import music, write_audio
+
+SMALL = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64}
+
+
+def model(seed=1, hash="first"):
+    return Myna(MynaModel(ModelConfig(**SMALL), seed=seed), precision="fp32", batch=4, hash=hash)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "music").mkdir()
+    for seed, name in enumerate(["a.wav", "b.mp3", "short.flac"]):
+        seconds = 1.0 if name.startswith("short") else 7.0 + seed
+        write_audio(tmp_path / "music" / name, music(seconds, 16_000, seed=seed), 16_000, tags={"title": f"T{seed}"})
+    (tmp_path / "music" / "bad.mp3").write_text("no music at all")
+    return tmp_path / "music"
+
+
+def embed(folder, out, myna=None, **options):
+    return embed_library(myna or model(), find_tracks([folder]), out, **options)
+
+
+def test_one_row_a_track_with_everything_known_of_it(folder, tmp_path):
+    out = tmp_path / "l.parquet"
+    summary = embed(folder, out)
+    assert (summary.tracks, summary.new, summary.reused, summary.padded) == (4, 3, 0, 1)
+    assert list(summary.failed) == [str(folder / "bad.mp3")]
+    table, told = read_library(out)
+    rows = {os.path.basename(row["path"]): row for row in table.to_pylist()}
+    assert list(rows) == ["a.wav", "b.mp3", "bad.mp3", "short.flac"]
+    assert [rows[name]["status"] for name in rows] == ["ok", "ok", "failed", "padded"]
+    assert "not an audio file" in rows["bad.mp3"]["reason"]
+    assert rows["bad.mp3"]["embedding"] is None
+    np.testing.assert_allclose(rows["a.wav"]["embedding"], model().encode(folder / "a.wav"), atol=1e-5)
+    assert rows["a.wav"]["windows"] == 2
+    assert rows["a.wav"]["decoded_s"] == pytest.approx(7.0)
+    assert dict(rows["b.mp3"]["tags"])["title"] == "T1"
+    assert len(rows["a.wav"]["content_hash"]) == 32
+    assert (told["model"], told["dim"], told["rows"], told["front_end"]["bands"]) == ("first", 32, "tracks", 128)
+    assert str(pq.read_schema(out).field("embedding").type) == "fixed_size_list<element: float>[32]"
+    assert not (tmp_path / "l.parquet.parts").exists()
+
+
+def test_one_row_a_window(folder, tmp_path):
+    embed(folder, tmp_path / "w.parquet", windows=True, hop_s=2.0)
+    table, told = read_library(tmp_path / "w.parquet")
+    rows = [row for row in table.to_pylist() if row["path"].endswith("a.wav")]
+    wanted = model().encode(folder / "a.wav", windows=True, hop_s=2.0)
+    np.testing.assert_allclose([row["start_s"] for row in rows], wanted.starts_s)
+    np.testing.assert_allclose([row["embedding"] for row in rows], wanted.embeddings, atol=1e-5)
+    assert (told["rows"], told["hop_samples"]) == ("windows", 32_000)
+
+
+def counting(monkeypatch) -> list[str]:
+    decoded = []
+    inner = Myna.stream
+
+    def stream(self, paths, **options):
+        paths = list(paths)
+        decoded.extend(path.name for path in paths)
+        return inner(self, paths, **options)
+
+    monkeypatch.setattr(Myna, "stream", stream)
+    return decoded
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_running_again_embeds_only_what_is_new(folder, tmp_path, monkeypatch, windows):
+    out = tmp_path / "l.parquet"
+    embed(folder, out, windows=windows)
+    before = read_library(out)[0]
+    decoded = counting(monkeypatch)
+    summary = embed(folder, out, windows=windows)
+    assert decoded == ["bad.mp3"]  # a failed file is tried again: it may have been mended
+    assert (summary.new, summary.reused) == (0, 3)
+    assert read_library(out)[0].equals(before)
+
+    decoded.clear()
+    shutil.move(folder / "a.wav", folder / "moved.wav")
+    tags = mutagen.File(folder / "b.mp3")
+    tags["TIT2"] = mutagen.id3.TIT2(text="New title")
+    tags.save()
+    write_audio(folder / "new.wav", music(5.0, 16_000, seed=9), 16_000)
+    (folder / "short.flac").unlink()
+    embed(folder, out, windows=windows)
+    assert sorted(decoded) == ["bad.mp3", "new.wav"]
+    rows = read_library(out)[0].to_pylist()
+    assert sorted({os.path.basename(row["path"]) for row in rows}) == ["b.mp3", "bad.mp3", "moved.wav", "new.wav"]
+    assert {dict(row["tags"])["title"] for row in rows if row["path"].endswith("b.mp3")} == {"New title"}
+    moved = [row["embedding"] for row in rows if row["path"].endswith("moved.wav")]
+    wanted = [row["embedding"] for row in before.to_pylist() if row["path"].endswith("a.wav")]
+    assert moved == wanted
+
+
+def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
+    out = tmp_path / "l.parquet"
+    monkeypatch.setattr(library, "PART_SECONDS", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def after_two(summary):
+        if summary.new == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        embed(folder, out, on_track=after_two)
+    assert not out.exists()
+    decoded = counting(monkeypatch)
+    summary = embed(folder, out)
+    assert summary.reused == 2
+    assert len([name for name in decoded if name != "bad.mp3"]) == 1
+    fresh = tmp_path / "fresh.parquet"
+    embed(folder, fresh)
+    ours, theirs = (read_library(path)[0].drop_columns(["embedding"]) for path in (out, fresh))
+    assert ours.equals(theirs)
+    np.testing.assert_allclose(*(embeddings_of(read_library(path)[0]) for path in (out, fresh)), atol=1e-5)
+
+
+def test_parts_of_a_run_killed_at_its_very_end_are_not_doubled(folder, tmp_path):
+    out = tmp_path / "l.parquet"
+    embed(folder, out)
+    parts = tmp_path / "l.parquet.parts"
+    parts.mkdir()
+    shutil.copy(out, parts / "part-000000.parquet")  # killed between writing the table and removing the parts
+    embed(folder, out)
+    paths = read_library(out)[0]["path"].to_pylist()
+    assert len(paths) == len(set(paths)) == 4
+
+
+@pytest.mark.parametrize("change", ["model", "hop", "rows"])
+def test_other_settings_are_refused(folder, tmp_path, change):
+    out = tmp_path / "l.parquet"
+    embed(folder, out)
+    before = out.read_bytes()
+    options = {"model": {"myna": model(hash="second")}, "hop": {"hop_s": 1.0}, "rows": {"windows": True}}[change]
+    with pytest.raises(StoreError, match="write to another file, or remove it first"):
+        embed(folder, out, **options)
+    assert out.read_bytes() == before
+
+
+def test_what_is_no_library_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="no library at"):
+        read_library(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(StoreError, match="not a library"):
+        read_library(tmp_path / "text.parquet")
+
+
+def test_nearest_equals_brute_force():
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.standard_normal((50, 8)), rng.standard_normal((3, 8))
+    rows, similarity = nearest(vectors.astype(np.float32), queries.astype(np.float32), 5)
+    for q in range(3):
+        cosine = [v @ queries[q] / np.linalg.norm(v) / np.linalg.norm(queries[q]) for v in vectors]
+        wanted = sorted(range(50), key=lambda i: -cosine[i])[:5]
+        assert rows[q].tolist() == wanted
+        np.testing.assert_allclose(similarity[q], [cosine[i] for i in wanted], atol=1e-6)

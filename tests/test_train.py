@@ -1,0 +1,244 @@
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from myna import recipe, train
+from myna.checkpoint import checkpoints, model_hash, open_checkpoint
+from myna.errors import ConfigError, RunError
+from myna.train import Trainer, forward_backward, pick_device, pick_precision, read_metrics, read_run
+from stores import make_store, random_mels
+
+TINY = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64, "batch": 8, "log_every": 2, "precision": "fp32"}
+
+
+def settings(**changes):
+    return recipe.override(recipe.get("tiny"), {**TINY, **changes})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("train") / "store", random_mels(30, 130))
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    newest = checkpoints(run)[-1]
+    return {name: (newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+@pytest.mark.parametrize("patches", ["square", "vertical", "square,vertical"])
+def test_2_x_10_steps_equal_20_bit_for_bit(store, tmp_path, patches):
+    Trainer(store, tmp_path / "whole", settings(patches=patches, steps=20)).train()
+    Trainer(store, tmp_path / "parts", settings(patches=patches, steps=10)).train()
+    second = Trainer(store, tmp_path / "parts", settings(patches=patches, steps=20), resume=True)
+    assert second.step == 10
+    second.train()
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
+    ours, theirs = (
+        [{k: v for k, v in row.items() if k != "clips_per_s"} for row in read_metrics(tmp_path / name)]
+        for name in ("whole", "parts")
+    )
+    assert ours == theirs
+    assert [row["step"] for row in ours] == list(range(2, 21, 2))
+
+
+def test_training_learns_to_tell_tracks_apart(store, tmp_path):
+    trainer = Trainer(store, tmp_path / "run", settings(steps=60, learning_rate=3e-3))
+    trainer.train()
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    assert rows[-1]["top1"] > 0.5  # chance is 1 in 15
+    assert all(math.isfinite(row["grad_norm"]) for row in rows)
+
+
+def test_hybrid_gradient_is_the_mean_of_both_kinds(store):
+    model = train.MynaModel(settings().model)
+    loader = train.Loader(store, settings().view, settings().model.grids(), batch=8, seed=0)
+    views = loader(0)
+    gradients = {}
+    for kinds in (("square",), ("vertical",), ("square", "vertical")):
+        model.zero_grad()
+        numbers = forward_backward(model, {k: views[k] for k in kinds}, settings().loss, precision="fp32")
+        gradients[kinds] = [p.grad.clone() if p.grad is not None else None for p in model.parameters()]
+    assert numbers["loss"] == (numbers["loss_square"] + numbers["loss_vertical"]) / 2
+    for a, b, both in zip(*gradients.values(), strict=True):
+        mean = sum(g for g in (a, b) if g is not None) / 2
+        torch.testing.assert_close(both, mean)
+
+
+def test_a_run_is_never_overwritten_by_accident(store, tmp_path):
+    Trainer(store, tmp_path / "run", settings(steps=2)).train()
+    with pytest.raises(RunError, match=r"--resume.*--init-from"):
+        Trainer(store, tmp_path / "run", settings(steps=2))
+    with pytest.raises(RunError, match="no run"):
+        Trainer(store, tmp_path / "other", settings(), resume=True)
+    with pytest.raises(RunError, match="give one of them"):
+        Trainer(store, tmp_path / "run", settings(), resume=True, init_from=tmp_path / "run")
+
+
+def test_resume_keeps_what_decides_the_result(store, tmp_path):
+    Trainer(store, tmp_path / "run", settings(steps=2)).train()
+    with pytest.raises(RunError, match="began with temperature 0.1, and 0.5 was given"):
+        Trainer(store, tmp_path / "run", settings(steps=4, temperature=0.5), resume=True)
+    other = make_store(tmp_path / "store", random_mels(31, 130))
+    with pytest.raises(RunError, match="not the one that the run began with"):
+        Trainer(other, tmp_path / "run", settings(steps=4), resume=True)
+
+
+def test_init_from_takes_the_weights_and_nothing_else(store, tmp_path):
+    first = Trainer(store, tmp_path / "first", settings(steps=4))
+    first.train()
+    second = Trainer(store, tmp_path / "second", settings(steps=4, seed=9), init_from=tmp_path / "first")
+    assert model_hash(second.model) == first.hash
+    assert second.step == 0
+    with pytest.raises(ConfigError, match="differs from this run's in dim"):
+        Trainer(store, tmp_path / "third", settings(dim=64), init_from=tmp_path / "first")
+
+
+def test_a_non_finite_loss_stops_and_the_last_checkpoint_stands(store, tmp_path):
+    Trainer(store, tmp_path / "run", settings(steps=4)).train()
+    before = files_of(tmp_path / "run")
+    trainer = Trainer(store, tmp_path / "run", settings(steps=8), resume=True)
+    with torch.no_grad():
+        trainer.model.projector[0].weight[0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"loss.*non-finite.*last good checkpoint is .*step-000000004"):
+        trainer.train()
+    assert files_of(tmp_path / "run") == before
+
+
+def test_only_the_newest_checkpoints_are_kept(store, tmp_path):
+    trainer = Trainer(store, tmp_path / "run", settings(steps=6, keep=2, checkpoint_minutes=1e-9))
+    trainer.train()
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000000005", "step-000000006"]
+    assert open_checkpoint(tmp_path / "run").step == 6
+
+
+def test_metrics_of_steps_that_were_lost_are_dropped(store, tmp_path):
+    run = tmp_path / "run"
+    Trainer(store, run, settings(steps=4)).train()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6, "loss": 1.0}) + "\n" + '{"step": 8, "lo')
+    Trainer(store, run, settings(steps=6), resume=True).train()
+    assert [row["step"] for row in read_metrics(run)] == [2, 4, 6]
+
+
+def test_the_plan_counts_what_will_be_done(store, tmp_path):
+    plan = Trainer(store, tmp_path / "run", settings(epochs=2.5)).plan()
+    assert plan.visible == {"square": (5, 48), "vertical": (5, 48)}
+    assert (plan.clips, plan.tracks, plan.steps_per_epoch, plan.steps) == (30, 30, 3, 8)
+    assert plan.seconds_per_step > 0
+    assert plan.memory_bytes > 16 * plan.parameters
+    assert not (tmp_path / "run").exists()  # a plan writes nothing
+
+
+def test_planning_does_not_change_the_run(store, tmp_path):
+    planned = Trainer(store, tmp_path / "a", settings(steps=4))
+    planned.plan()
+    planned.train()
+    Trainer(store, tmp_path / "b", settings(steps=4)).train()
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_bf16_trains_close_to_fp32(store, tmp_path):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        Trainer(store, tmp_path / precision, settings(steps=4, precision=precision)).train()
+        losses.append(read_metrics(tmp_path / precision)[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=0.1)
+    assert losses[0] != losses[1]
+
+
+def test_devices_and_precisions():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="'cuda:99' cannot be used"):
+        pick_device("cuda:99")
+    with pytest.raises(ConfigError, match="'toaster' cannot be used"):
+        pick_device("toaster")
+    assert pick_precision("bf16", torch.device("cpu")) == "bf16"
+    assert pick_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+    assert pick_precision("auto", torch.device("meta")) == "fp32"
+
+
+SCRIPT = """
+import sys
+import torch
+from myna import recipe
+from myna.store import Store
+from myna.train import Trainer
+torch.set_num_threads(1)
+store, run, resume, changes = sys.argv[1], sys.argv[2], sys.argv[3] == "resume", eval(sys.argv[4])
+trainer = Trainer(Store.open(store), run, recipe.override(recipe.get("tiny"), changes), resume=resume)
+print("ready", flush=True)
+stopped = trainer.train(on_log=lambda row: print(row["step"], flush=True))
+print("stopped by", stopped, "at", trainer.step, flush=True)
+"""
+
+
+def start(store, run, changes) -> subprocess.Popen:
+    how = "resume" if (run / "run.json").is_file() else "new"
+    arguments = [sys.executable, "-c", SCRIPT, str(store.path), str(run), how, repr(changes)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def test_kill_9_at_random_moments_changes_nothing(store, tmp_path):
+    changes = {**TINY, "steps": 40, "log_every": 1, "checkpoint_minutes": 0.0005}
+    Trainer(store, tmp_path / "whole", recipe.override(recipe.get("tiny"), changes)).train()
+    chance, run = random.Random(5), tmp_path / "killed"
+    for _ in range(3):
+        process = start(store, run, changes)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.01, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    process = start(store, run, changes)
+    output, _ = process.communicate(timeout=120)
+    assert "stopped by None at 40" in output
+    assert files_of(tmp_path / "whole") == files_of(run)
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
+    assert not list(run.glob("**/*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_can_go_on(store, tmp_path, number):
+    changes = {**TINY, "steps": 100_000, "log_every": 1}
+    process = start(store, tmp_path / "run", changes)
+    for line in process.stdout:
+        if line.strip() == "3":
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert f"stopped by {int(number)} at" in output
+    assert process.returncode == 0
+    assert open_checkpoint(tmp_path / "run").step >= 3
+    assert Trainer(store, tmp_path / "run", recipe.override(recipe.get("tiny"), changes), resume=True).step >= 3
+
+
+def test_a_damaged_run_file_is_said_plainly(tmp_path):
+    with pytest.raises(RunError, match="no run in"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"format": "myna-run", "version": 7}))
+    with pytest.raises(RunError, match="version 7"):
+        read_run(tmp_path)
+
+
+def test_the_papers_batch_runs_at_full_size_in_the_small(store):
+    """ViT-S with both patch kinds, one step of a few clips: shapes, counts and finite gradients at real width."""
+    full = recipe.get("hybrid")
+    model = train.MynaModel(full.model)
+    views = train.Loader(store, full.view, full.model.grids(), batch=4, seed=0)(0)
+    numbers = forward_backward(model, views, full.loss, precision="fp32")
+    assert math.isfinite(numbers["loss"].item())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
