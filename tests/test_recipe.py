@@ -5,7 +5,9 @@ from myna import recipe
 from myna.errors import ConfigError
 
 
-@pytest.mark.parametrize(("name", "patches"), [("base", ("square",)), ("vertical", ("vertical",)), ("hybrid", ("square", "vertical"))])
+@pytest.mark.parametrize(
+    ("name", "patches"), [("base", ("square",)), ("vertical", ("vertical",)), ("hybrid", ("square", "vertical"))]
+)
 def test_recipes_are_the_papers(name, patches):
     s = recipe.get(name)
     assert s.model.patches == patches
@@ -20,7 +22,14 @@ def test_recipes_are_the_papers(name, patches):
 def test_any_setting_can_be_overridden_by_its_text():
     s = recipe.override(
         recipe.get("base"),
-        {"batch": "256", "mask-ratio": "0.5", "patches": "square,vertical", "steps": 7, "loss": "ntxent", "learning_rate": "1e-4"},
+        {
+            "batch": "256",
+            "mask-ratio": "0.5",
+            "patches": "square,vertical",
+            "steps": 7,
+            "loss": "ntxent",
+            "learning_rate": "1e-4",
+        },
     )
     assert (s.train.batch, s.view.mask_ratio, s.model.patches) == (256, 0.5, ("square", "vertical"))
     assert (s.train.steps, s.loss.loss, s.train.learning_rate) == (7, "ntxent", 1e-4)
@@ -34,7 +43,15 @@ def test_an_unknown_setting_suggests_the_nearest(wrong, nearest):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("batch", "many"), ("batch", 1), ("mask_ratio", 1.0), ("temperature", 0), ("loss", "triplet"), ("patches", "round")]
+    ("name", "value"),
+    [
+        ("batch", "many"),
+        ("batch", 1),
+        ("mask_ratio", 1.0),
+        ("temperature", 0),
+        ("loss", "triplet"),
+        ("patches", "round"),
+    ],
 )
 def test_an_impossible_value_says_what_was_wrong(name, value):
     with pytest.raises(ConfigError, match=rf"The setting {name}.* cannot be"):
@@ -68,5 +85,8 @@ def test_bad_yaml_is_said_plainly(tmp_path):
 
 
 def test_setting_names_are_unique_over_all_parts():
-    counted = sum(len([n for n in part.model_fields if n != "front_end"]) for part in (recipe.ModelConfig, recipe.ViewConfig, recipe.LossConfig, recipe.TrainConfig))
+    counted = sum(
+        len([n for n in part.model_fields if n != "front_end"])
+        for part in (recipe.ModelConfig, recipe.ViewConfig, recipe.LossConfig, recipe.TrainConfig)
+    )
     assert counted == len(recipe.fields())

@@ -181,9 +181,7 @@ def _estimated_key(audio):
 def test_the_labelled_key_is_heard(rendered):
     scores = [mir_eval.key.weighted_score(s.key, _estimated_key(audio)) for s, audio in rendered]
     assert np.mean(scores) > 0.42  # by chance about 0.12
-    shuffled = [
-        mir_eval.key.weighted_score(s.key, KEYS[(KEYS.index(s.key) + 11) % 12]) for s, _ in rendered
-    ]
+    shuffled = [mir_eval.key.weighted_score(s.key, KEYS[(KEYS.index(s.key) + 11) % 12]) for s, _ in rendered]
     assert np.mean(shuffled) < 0.2
 
 
@@ -275,10 +273,10 @@ def test_an_unknown_codec_is_an_error(tmp_path):
 def test_a_corpus_is_files_and_labels(tmp_path):
     told = []
     written = songs.write_corpus(
-        tmp_path / "a", 13, seed=9, seconds=1.5, workers=2, progress=lambda done, total: told.append((done, total))
+        tmp_path / "a", 14, seed=9, seconds=1.5, workers=2, progress=lambda done, total: told.append((done, total))
     )
-    assert told == [(n + 1, 13) for n in range(13)]
-    assert [s for _, s in written] == [song(9, index, seconds=1.5) for index in range(13)]
+    assert told == [(n + 1, 14) for n in range(14)]
+    assert [s for _, s in written] == [song(9, index, seconds=1.5) for index in range(14)]
     assert all(path.is_file() for path, _ in written)
     assert {path.suffix[1:] for path, _ in written} == set(songs.CODECS)
     with (tmp_path / "a" / "labels.csv").open(newline="", encoding="utf-8") as file:

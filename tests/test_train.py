@@ -16,7 +16,16 @@ from myna.errors import ConfigError, RunError
 from myna.train import Trainer, forward_backward, pick_device, pick_precision, read_metrics, read_run
 from stores import make_store, random_mels
 
-TINY = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64, "batch": 8, "log_every": 2, "precision": "fp32"}
+TINY = {
+    "dim": 32,
+    "depth": 1,
+    "heads": 2,
+    "head_dim": 16,
+    "mlp_dim": 64,
+    "batch": 8,
+    "log_every": 2,
+    "precision": "fp32",
+}
 
 
 def settings(**changes):
@@ -85,7 +94,7 @@ def test_a_run_is_never_overwritten_by_accident(store, tmp_path):
 
 def test_resume_keeps_what_decides_the_result(store, tmp_path):
     Trainer(store, tmp_path / "run", settings(steps=2)).train()
-    with pytest.raises(RunError, match="began with temperature 0.1, and 0.5 was given"):
+    with pytest.raises(RunError, match=r"began with temperature 0\.1, and 0\.5 was given"):
         Trainer(store, tmp_path / "run", settings(steps=4, temperature=0.5), resume=True)
     other = make_store(tmp_path / "store", random_mels(31, 130))
     with pytest.raises(RunError, match="not the one that the run began with"):
@@ -240,5 +249,3 @@ def test_the_papers_batch_runs_at_full_size_in_the_small(store):
     numbers = forward_backward(model, views, full.loss, precision="fp32")
     assert math.isfinite(numbers["loss"].item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-

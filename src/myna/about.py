@@ -98,7 +98,9 @@ def _library(path: Path) -> Facts:
     table, told = read_library(path)
     return {
         "rows": f"{len(table)} {told['rows']} ({_counts(table['status'].to_pylist())})",
-        "music": clock(sum(s or 0 for s in table["decoded_s"].to_pylist())) if told["rows"] == "tracks" else "by window",
+        "music": clock(sum(s or 0 for s in table["decoded_s"].to_pylist()))
+        if told["rows"] == "tracks"
+        else "by window",
         "vector": f"{told['dim']} numbers ({' + '.join(told['patches'])})",
         "window": f"{told['window_samples']} samples, hop {told['hop_samples']}",
         "model hash": told["model"],

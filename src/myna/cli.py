@@ -128,7 +128,9 @@ def pretrain(
             )
         )
     if stopped is not None:
-        err.print(f"Stopped at step {trainer.step}, which is saved. Go on with: myna pretrain {store} -o {out} --resume")
+        err.print(
+            f"Stopped at step {trainer.step}, which is saved. Go on with: myna pretrain {store} -o {out} --resume"
+        )
         return EXIT_STOPPED
     err.print(f"{out} holds the model after {trainer.step} steps. Use it: myna embed MUSIC -m {out} -o LIBRARY.parquet")
     return 0

@@ -38,7 +38,9 @@ def examine() -> dict[str, str]:
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "extras": ", ".join(f"{name} {_version(name)} [{extra}]" for name, extra in EXTRAS.items()),
-        "decoders": ", ".join(f"{name} {'yes' if codec in av.codecs_available else 'NO'}" for name, codec in CODECS.items()),
+        "decoders": ", ".join(
+            f"{name} {'yes' if codec in av.codecs_available else 'NO'}" for name, codec in CODECS.items()
+        ),
         "device": _device(device),
         "precision": f"{pick_precision('auto', device)} (auto)",
         **_speeds(device),

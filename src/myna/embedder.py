@@ -1,7 +1,7 @@
 """The public face: audio in, vectors out.
 
-    model = Myna.from_pretrained("runs/a")
-    model.encode(["a.mp3", "b.flac"])        # (2, dim) float32
+model = Myna.from_pretrained("runs/a")
+model.encode(["a.mp3", "b.flac"])        # (2, dim) float32
 """
 
 import os

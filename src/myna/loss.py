@@ -73,9 +73,7 @@ class _Contrastive(torch.autograd.Function):
         return grad * gradient, None, None, None
 
 
-def _rows(
-    z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: float
-) -> tuple[Tensor, Tensor]:
+def _rows(z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: float) -> tuple[Tensor, Tensor]:
     """Sum the loss of some rows, count their positives that are found, and add to the (unscaled) gradient."""
     rows = len(z)
     anchors = z[part]

@@ -31,9 +31,7 @@ class FrontEnd(BaseModel):
         if self.n_fft % 2:
             raise ValueError(f"n_fft is {self.n_fft}, but it must be even")
         if self.hop_samples >= self.n_fft // 2:
-            raise ValueError(
-                f"hop_samples is {self.hop_samples}, but must be below n_fft / 2 = {self.n_fft // 2}"
-            )
+            raise ValueError(f"hop_samples is {self.hop_samples}, but must be below n_fft / 2 = {self.n_fft // 2}")
         if not self.low_hz < self.high_hz <= self.rate_hz / 2:
             raise ValueError(
                 f"low_hz {self.low_hz} and high_hz {self.high_hz} must rise and end at rate_hz / 2 at most"
@@ -64,9 +62,7 @@ def _mel_to_hz(mel: Float64[np.ndarray, " point"]) -> Float64[np.ndarray, " poin
 def mel_basis(front_end: FrontEnd) -> Float32[np.ndarray, "band bin"]:
     """Compute the triangular filters on Slaney's scale, each of unit area over hertz."""
     points = np.linspace(_hz_to_mel(front_end.low_hz), _hz_to_mel(front_end.high_hz), front_end.bands + 2)
-    lower, centre, upper = (
-        edge[:, None] for edge in np.lib.stride_tricks.sliding_window_view(_mel_to_hz(points), 3).T
-    )
+    lower, centre, upper = (edge[:, None] for edge in np.lib.stride_tricks.sliding_window_view(_mel_to_hz(points), 3).T)
     bins_hz = np.arange(front_end.n_fft // 2 + 1) * (front_end.rate_hz / front_end.n_fft)
     rising, falling = (bins_hz - lower) / (centre - lower), (upper - bins_hz) / (upper - centre)
     triangles = np.maximum(0, np.minimum(rising, falling))
@@ -104,22 +100,16 @@ class MelSpectrogram(nn.Module):
         if padded.device.type != "cpu":
             return self._mel(framed)
         # one clip and ten seconds at a time: three times as fast as all at once, which leaves the cache
-        return torch.stack(
-            [torch.cat([self._mel(part) for part in clip.split(FRAMES_AT_ONCE)]) for clip in framed]
-        )
+        return torch.stack([torch.cat([self._mel(part) for part in clip.split(FRAMES_AT_ONCE)]) for clip in framed])
 
     def _mel(self, framed: Float[Tensor, "*batch frame sample"]) -> Float[Tensor, "*batch frame band"]:
         real, imaginary = torch.view_as_real(torch.fft.rfft(framed * self.window)).unbind(-1)
         power = real.square().addcmul_(imaginary, imaginary)
         groups = (self.get_buffer(f"filters_{i}") for i in range(len(self.bins)))
-        return torch.cat(
-            [power[..., bins] @ group for bins, group in zip(self.bins, groups, strict=True)], dim=-1
-        )
+        return torch.cat([power[..., bins] @ group for bins, group in zip(self.bins, groups, strict=True)], dim=-1)
 
 
-def reflect(
-    samples: Float[Tensor, "*batch samples"], before: int, after: int
-) -> Float[Tensor, "*batch padded"]:
+def reflect(samples: Float[Tensor, "*batch samples"], before: int, after: int) -> Float[Tensor, "*batch padded"]:
     """Mirror a signal at its first and last sample, neither of them repeated."""
     head, tail = samples[..., 1 : before + 1].flip(-1), samples[..., -after - 1 : -1].flip(-1)
     return torch.cat([head] * (before > 0) + [samples] + [tail] * (after > 0), dim=-1)

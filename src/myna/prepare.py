@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -292,7 +292,8 @@ class _Crew:
             self.workers.remove(worker)
             worker.connection.close()  # which ends it
         else:
-            worker.connection.send(worker.job)
+            with suppress(ConnectionError):  # if it died since, listening to it will tell
+                worker.connection.send(worker.job)
         return message
 
     def _bury(self, worker: _Worker, waiting: deque[_Job]) -> Row | None:

@@ -51,12 +51,17 @@ def ask(
             for place, s in scores.items()
         },
         metric=METRICS,
-        chance={"key": _chance_of_key(songs), "style": _most_common([s.style for s in songs]), "instruments": 0.5, "tempo": 0.0},
+        chance={
+            "key": _chance_of_key(songs),
+            "style": _most_common([s.style for s in songs]),
+            "instruments": 0.5,
+            "tempo": 0.0,
+        },
     )
 
 
-def _classify(known: np.ndarray, asked: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    return RidgeClassifierCV(alphas=STRENGTHS).fit(known, labels).predict(asked)
+def _classify(known: np.ndarray, asked: np.ndarray, labels: Sequence[str]) -> list[str]:
+    return RidgeClassifierCV(alphas=STRENGTHS).fit(known, labels).predict(asked).tolist()
 
 
 def _key(known: np.ndarray, asked: np.ndarray, train: Sequence[Song], test: Sequence[Song]) -> float:

@@ -214,14 +214,15 @@ class Encoder:
 ENCODERS = {
     "wav": Encoder("pcm_s16le", RATE_HZ, "s16", {}),
     "flac": Encoder("flac", RATE_HZ, "s16", {"compression_level": "5"}),
-    "mp3": Encoder("libmp3lame", RATE_HZ, "fltp", {"compression_level": "9", "b": "96k"}),
-    "ogg": Encoder("vorbis", RATE_HZ, "fltp", {"strict": "-2", "flags": "+qscale", "global_quality": "354"}),
+    "mp3": Encoder("libmp3lame", RATE_HZ, "fltp", {"compression_level": "9", "joint_stereo": "0", "b": "96k"}),
+    "ogg": Encoder("vorbis", RATE_HZ, "fltp", {"strict": "-2", "flags": "+qscale", "global_quality": "118"}),
     "opus": Encoder("libopus", 24000, "flt", {"compression_level": "0", "b": "96k"}),
     "m4a": Encoder("aac", RATE_HZ, "fltp", {"aac_coder": "fast", "b": "96k"}),
 }
 CODECS = tuple(ENCODERS)
-# Encoding takes longer than composing: the slow ones, MP3, AAC and Vorbis, take turns more rarely.
-TURNS = ("flac", "wav", "opus", "mp3", "flac", "wav", "flac", "m4a", "wav", "flac", "opus", "ogg")
+# Lossy encoding takes longer than composing, so each of these has only one turn in four, among lossless ones.
+SLOW = ("mp3", "opus", "m4a", "ogg", "opus")
+TURNS = tuple(codec for slow in SLOW for codec in ("flac", slow, "wav", "flac"))
 
 
 def write_song(song: Song, folder: str | os.PathLike[str], *, codec: str) -> Path:
@@ -268,7 +269,7 @@ def write_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     songs = [song(seed, index, seconds=seconds) for index in range(count)]
     tasks = [(s, str(folder), TURNS[s.index % len(TURNS)]) for s in songs]
-    workers = min(workers or len(os.sched_getaffinity(0)), count)
+    workers = min(workers or os.cpu_count() or 1, count)
     paths = []
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
         for path in pool.imap(_write_task, tasks, chunksize=4):

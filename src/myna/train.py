@@ -387,9 +387,7 @@ class Trainer:
 
     def _one_step(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = forward_backward(
-            self.model, views, self.settings.loss, precision=self.settings.train.precision
-        )
+        numbers = forward_backward(self.model, views, self.settings.loss, precision=self.settings.train.precision)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         numbers["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()

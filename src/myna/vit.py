@@ -53,9 +53,7 @@ class ViT(nn.Module):
 
     def __init__(self, *, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(dim, heads=heads, head_dim=head_dim, mlp_dim=mlp_dim) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(dim, heads=heads, head_dim=head_dim, mlp_dim=mlp_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
@@ -74,4 +72,3 @@ def forward_flops(*, tokens: int, dim: int, depth: int, heads: int, head_dim: in
 def parameter_count(module: nn.Module) -> int:
     """Count the trainable numbers of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
