@@ -10,11 +10,11 @@ left out. Goal: no slower than the floor plus 15 %.
 import argparse
 from collections.abc import Callable
 
-import machine
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+import machine
 from myna import recipe
 from myna.embedder import Myna
 from myna.model import ModelConfig, MynaModel

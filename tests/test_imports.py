@@ -10,11 +10,12 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
-    errors progress audio track mel store prepare patch noise mask view vit model loss checkpoint train recipe
+    errors progress audio track mel store prepare patch noise mask view vit model loss checkpoint device
+    run step train recipe
     embedder library about doctor plot score timbre songs report question demo cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked
-LATE = {("train", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
+LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from myna import prepare as prepare_module
 from myna.audio import load
 from myna.errors import ConfigError, StoreError
 from myna.mel import FrontEnd, MelSpectrogram
-from myna.prepare import ProgressBar, Standing, prepare
+from myna.prepare import prepare
 from myna.store import SCHEMA, Store
 from myna.track import Track, find_tracks
 from sounds import FORMATS, music, tone, write_audio
@@ -346,11 +346,3 @@ def test_names_that_are_no_utf8(songs, tmp_path):
     assert Store.open(tmp_path / "s").paths == [str(tmp_path) + "/caf\\xe9.wav"]
     assert prepare([Track(odd)], tmp_path / "s", workers=1).new == 0
 
-
-def test_progress_without_a_terminal_is_plain_lines(capsys):
-    with ProgressBar() as bar:
-        bar(Standing(4, 1, 0, 0.5, 300.0, 75.0))
-        bar(Standing(4, 4, 1, 1.0, 300.0, 0.0))
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == "prepare: 4/4 files, 1.0 h of music, 300x real time, 1 failed, 0:00 left\n"

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from myna import recipe, train
+from myna import recipe
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint
+from myna.device import pick_device, pick_precision
 from myna.errors import ConfigError, RunError
-from myna.train import Trainer, forward_backward, pick_device, pick_precision, read_metrics, read_run
+from myna.model import MynaModel
+from myna.run import read_metrics, read_run
+from myna.step import forward_backward
+from myna.train import Trainer
+from myna.view import Loader
 from stores import make_store, random_mels
 
 TINY = {
@@ -68,8 +73,8 @@ def test_training_learns_to_tell_tracks_apart(store, tmp_path):
 
 
 def test_hybrid_gradient_is_the_mean_of_both_kinds(store):
-    model = train.MynaModel(settings().model)
-    loader = train.Loader(store, settings().view, settings().model.grids(), batch=8, seed=0)
+    model = MynaModel(settings().model)
+    loader = Loader(store, settings().view, settings().model.grids(), batch=8, seed=0)
     views = loader(0)
     gradients = {}
     for kinds in (("square",), ("vertical",), ("square", "vertical")):
@@ -244,8 +249,8 @@ def test_a_damaged_run_file_is_said_plainly(tmp_path):
 def test_the_papers_batch_runs_at_full_size_in_the_small(store):
     """ViT-S with both patch kinds, one step of a few clips: shapes, counts and finite gradients at real width."""
     full = recipe.get("hybrid")
-    model = train.MynaModel(full.model)
-    views = train.Loader(store, full.view, full.model.grids(), batch=4, seed=0)(0)
+    model = MynaModel(full.model)
+    views = Loader(store, full.view, full.model.grids(), batch=4, seed=0)(0)
     numbers = forward_backward(model, views, full.loss, precision="fp32")
     assert math.isfinite(numbers["loss"].item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -11,8 +11,8 @@ from myna.errors import ConfigError
 from myna.library import read_library
 from myna.model import MynaModel
 from myna.progress import clock
+from myna.run import RUN_FILE, read_metrics, read_run
 from myna.store import Store
-from myna.train import RUN_FILE, read_metrics, read_run
 from myna.vit import parameter_count
 
 Facts = dict[str, str]

@@ -98,6 +98,12 @@ def save_model(
     write_folder(path, write)
 
 
+def sweep(path: Path) -> None:
+    """Remove what a killed process left half-written in a folder and in those below it."""
+    for left in path.rglob(".*.part"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder that was found whole."""
@@ -167,8 +173,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if found.get("format") != FORMAT or found.get("version") != VERSION:
             raise CheckpointError(
-                f"{folder / CONFIG_FILE} says {found.get('format')!r} version {found.get('version')!r}; this myna reads "
-                f"{FORMAT!r} version {VERSION}."
+                f"{folder / CONFIG_FILE} says {found.get('format')!r} version {found.get('version')!r}; "
+                f"this myna reads {FORMAT!r} version {VERSION}."
             )
         config = ModelConfig.model_validate(found["model"])
         return Checkpoint(folder, config, str(found["hash"]), found["about"])

@@ -17,15 +17,17 @@ from rich.table import Table
 from myna import __version__, doctor
 from myna import recipe as recipes
 from myna.about import as_json, describe, failures
+from myna.device import Precision
 from myna.embedder import Myna
 from myna.errors import ConfigError, MynaError
 from myna.library import embed_library
 from myna.patch import Kind
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
+from myna.run import read_run
 from myna.store import Store
 from myna.track import find_tracks
-from myna.train import Plan, Precision, Trainer, read_run
+from myna.train import Plan, Trainer
 
 EXIT_USER, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 3, 130
 

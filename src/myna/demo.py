@@ -37,10 +37,11 @@ from myna.report import (
     verdict,
     write_page,
 )
+from myna.run import Settings, read_metrics
 from myna.songs import Song, write_corpus
 from myna.store import Store
 from myna.track import Track, find_tracks
-from myna.train import Settings, Trainer, read_metrics
+from myna.train import Trainer
 from myna.vit import parameter_count
 
 EXAM_SEED_OFFSET = 1_000_000  # so that no song of the exam is one of the training songs
@@ -94,7 +95,7 @@ def demo(
     scores, songs = None, None
     if music is None:
         songs = _songs_of(paths, exam)
-        scores = _examine(out, model, trainer, vectors, songs, paths, chosen)
+        scores = _examine(model, trainer, vectors, songs, paths, chosen)
         console.print(text_table(scores))
         console.print(verdict(scores), highlight=False)
     report = _report(out, trainer, store, vectors, paths, songs, scores, seconds=time.monotonic() - began)
@@ -151,7 +152,6 @@ def _embed(model: Myna, tracks: list[Track], path: Path) -> tuple[np.ndarray, An
 
 
 def _examine(
-    out: Path,
     model: Myna,
     trainer: Trainer,
     vectors: Float32[np.ndarray, "song dim"],

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import torch
 
+from myna.device import pick_device, pick_precision
 from myna.embedder import Myna
 from myna.mel import MelSpectrogram
 from myna.model import ModelConfig, MynaModel
-from myna.train import pick_device, pick_precision
 
 PACKAGES = ("myna-music", "torch", "av", "soxr", "numpy", "pyarrow", "safetensors")
 EXTRAS = {"scikit-learn": "demo", "openTSNE": "demo", "mir_eval": "demo", "tensorboard": "tensorboard"}

@@ -19,12 +19,12 @@ from jaxtyping import Float32, Float64
 
 from myna.audio import AudioStream, resample
 from myna.checkpoint import open_checkpoint
+from myna.device import Precision, pick_device, pick_precision
 from myna.errors import AudioError, ConfigError
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
 from myna.patch import PATCHES, Kind
 from myna.track import tags_of
-from myna.train import Precision, pick_device, pick_precision
 
 Music = str | Path | np.ndarray
 

@@ -21,8 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import xxhash
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from myna.audio import AudioStream
 from myna.errors import AudioError, ConfigError, StoreError
@@ -37,7 +35,6 @@ except ImportError:  # Windows: two prepares of one store at once are not notice
 
 MIN_SAMPLES = 50_000  # one segment of the paper at 16 kHz
 ATTEMPTS = 2  # at a file whose decoding kills its worker
-PLAIN_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -369,30 +366,3 @@ def _ingested(job: _Job, writer: Writer, transform: MelSpectrogram, min_samples:
         return row | {"reason": str(error)}
     return row | {"status": "ok"}
 
-
-class ProgressBar:
-    """Shows a `Standing` on stderr: as a bar on a terminal, else as a plain line now and then. A context manager."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("prepare", told="")
-        self.spoke = time.monotonic()
-
-    def __enter__(self) -> "ProgressBar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *failure) -> None:
-        self.bar.stop()
-
-    def __call__(self, at: Standing) -> None:
-        minutes, seconds = divmod(round(at.left_s), 60)
-        told = f"{at.hours:.1f} h of music, {at.times_real_time:.0f}x real time, {at.failed} failed, "
-        told += f"{minutes}:{seconds:02d} left"
-        self.bar.update(self.task, completed=at.done, total=at.files, told=told)
-        now = time.monotonic()
-        if not self.console.is_terminal and (at.done == at.files or now - self.spoke >= PLAIN_EVERY_S):
-            self.console.print(f"prepare: {at.done}/{at.files} files, {told}", highlight=False, soft_wrap=True)
-            self.spoke = now

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from myna.errors import ConfigError
 from myna.loss import LossConfig
 from myna.model import ModelConfig
-from myna.train import Settings, TrainConfig
+from myna.run import Settings, TrainConfig
 from myna.view import ViewConfig
 
 

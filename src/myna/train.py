@@ -5,7 +5,6 @@ bit for bit where an undisturbed one does.
 """
 
 import contextlib
-import json
 import math
 import signal
 import threading
@@ -14,116 +13,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model, write_text
+from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
+from myna.device import pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
-from myna.loss import LossConfig, contrastive
-from myna.model import ModelConfig, MynaModel
+from myna.model import MynaModel
 from myna.patch import Kind
+from myna.run import RUN_FILE, Metrics, Settings, continued, read_run, total_steps, write_run
+from myna.step import forward_backward
 from myna.store import Store
-from myna.view import VIEWS, Loader, ViewConfig, Views
+from myna.view import VIEWS, Loader, Views
 from myna.vit import parameter_count
-
-Precision = Literal["auto", "fp32", "bf16"]
-RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
-RUN_FORMAT, RUN_VERSION = "myna-run", 1
-# What a resumed run may do differently: how long, how often it speaks and saves. All else decides the result.
-FREE_ON_RESUME = {"epochs", "steps", "log_every", "checkpoint_minutes", "keep"}
-
-
-class TrainConfig(BaseModel):
-    """How long, how fast, and what is written down."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch: int = Field(4096, ge=2, description="clips in a batch")
-    epochs: float = Field(500.0, gt=0, description="passes over the clips of the store")
-    steps: int | None = Field(None, ge=1, description="total steps, instead of epochs")
-    learning_rate: float = Field(3e-4, gt=0, description="Adam's learning rate")
-    weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay")
-    seed: int = Field(0, ge=0, description="decides weights, clips, crops and masks")
-    precision: Precision = Field("auto", description="fp32, or bf16 products with fp32 weights; auto measures")
-    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="time between two checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints that are kept")
-
-
-class Settings(BaseModel):
-    """Everything that decides a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    recipe: str = Field("custom", description="the recipe that the settings began as")
-    model: ModelConfig = ModelConfig()
-    view: ViewConfig = ViewConfig()
-    loss: LossConfig = LossConfig()
-    train: TrainConfig = TrainConfig()
-
-
-def pick_device(name: str | None = None) -> torch.device:
-    """Return the device of this name; without one, CUDA, else Apple's MPS, else the CPU."""
-    if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}).") from error
-    return device
-
-
-def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Resolve `auto`: bf16 where its matrix products are clearly faster. Measured on CPUs (a few milliseconds)."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type != "cpu":
-        return "fp32"
-    a, b = torch.randn(512, 384), torch.randn(384, 1536)
-    return "bf16" if _product_seconds(a.bfloat16(), b.bfloat16()) * 1.5 < _product_seconds(a, b) else "fp32"
-
-
-def _product_seconds(a: Tensor, b: Tensor) -> float:
-    best = math.inf
-    for _ in range(8):
-        begin = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - begin)
-    return best
-
-
-def forward_backward(
-    model: MynaModel, views: dict[Kind, Views], loss: LossConfig, *, precision: str
-) -> dict[str, Tensor]:
-    """Add the gradient of one step, each patch kind on its own pass, and return the step's numbers.
-
-    The loss of a hybrid is the mean of its kinds' (section 3.6); going backward after each keeps one graph at a time.
-    """
-    numbers: dict[str, Tensor] = {}
-    for kind, view in views.items():
-        device = view.patches.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            z = model(kind, view.patches.flatten(0, 1), view.tokens.flatten(0, 1)).float()
-        value, top1 = contrastive(*z.chunk(VIEWS), form=loss.loss, temperature=loss.temperature)
-        (value / len(views)).backward()
-        numbers[f"loss_{kind}"], numbers[f"top1_{kind}"] = value.detach(), top1
-    for name in ("loss", "top1"):
-        numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
-    return numbers
-
-
-def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return how many steps a run takes."""
-    return config.steps or max(1, math.ceil(config.epochs * steps_per_epoch))
 
 
 @dataclass(frozen=True)
@@ -155,45 +59,6 @@ def memory_estimate(settings: Settings, visible: dict[str, int], *, precision: s
     tokens = settings.train.batch * VIEWS * max(visible.values())
     patches = sum(settings.train.batch * VIEWS * count * 256 * 4 for count in visible.values())
     return 16 * parameters + tokens * model.depth * (kept * size + residual) + 2 * patches
-
-
-class Metrics:
-    """metrics.jsonl, and TensorBoard's files if it is installed. Values stay on the device until they are logged."""
-
-    def __init__(self, run: Path, *, step: int) -> None:
-        self.path = run / METRICS_FILE
-        kept = [row for row in read_metrics(run) if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.board = _tensorboard(run, step)
-
-    def write(self, row: dict[str, float | int]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, row["step"])
-
-    def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
-
-
-def _tensorboard(run: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # an optional extra
-    except ImportError:
-        return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-
-
-def read_metrics(run: str | Path) -> list[dict[str, float]]:
-    """Return the logged rows of a run; a last line cut short by a kill is left out."""
-    path = Path(run) / METRICS_FILE
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
 
 
 def optimizer_tensors(model: MynaModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -261,7 +126,7 @@ class Trainer:
                 f"{settings.model.front_end}: prepare the music anew with the model's front end."
             )
         if earlier:
-            settings = _continued(settings, earlier, store)
+            settings = continued(settings, earlier, store)
         precision = pick_precision(settings.train.precision, self.device)
         self.settings = settings.model_copy(
             update={"train": settings.train.model_copy(update={"precision": precision})}
@@ -357,7 +222,7 @@ class Trainer:
 
         Raises RunError when the loss or a gradient is not finite; the last checkpoint stands.
         """
-        self._write_run()
+        write_run(self.run, self.settings, self.store)
         metrics = Metrics(self.run, step=self.step)
         config, saved = self.settings.train, time.monotonic()
         window: list[dict[str, Tensor]] = []
@@ -434,53 +299,6 @@ class Trainer:
             old.rmdir()
         return path
 
-    def _write_run(self) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
-        record = {
-            "format": RUN_FORMAT,
-            "version": RUN_VERSION,
-            "store": {"path": str(self.store.path), "hash": self.store.hash},
-            "settings": self.settings.model_dump(mode="json"),
-        }
-        write_text(self.run / RUN_FILE, json.dumps(record, indent=2) + "\n")
-
     @property
     def hash(self) -> str:
         return model_hash(self.model)
-
-
-def read_run(run: str | Path) -> dict[str, Any]:
-    """Return what a run folder says of itself: `store` (path, hash) and `settings`."""
-    path = Path(run) / RUN_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != RUN_FORMAT or record["version"] != RUN_VERSION:
-            raise RunError(f"{path} says {record['format']!r} version {record['version']!r}, not a run of this myna.")
-        return {**record, "settings": Settings.model_validate(record["settings"])}
-    except FileNotFoundError as error:
-        raise RunError(f"There is no run in {run}: it has no {RUN_FILE}.") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
-
-
-def _continued(settings: Settings, earlier: dict[str, Any], store: Store) -> Settings:
-    """Return the settings to resume with; what would change the result must be as it was."""
-    if earlier["store"]["hash"] != store.hash:
-        raise RunError(
-            f"The store {store.path} is not the one that the run began with ({earlier['store']['path']}): resume with "
-            "that, or start a new run from its weights with --init-from."
-        )
-    old: Settings = earlier["settings"]
-    free = {name: getattr(settings.train, name) for name in FREE_ON_RESUME}
-    resolved = {"precision": old.train.precision} if settings.train.precision == "auto" else {}
-    wanted = settings.model_copy(update={"train": settings.train.model_copy(update=resolved)})
-    expected = old.model_copy(update={"train": old.train.model_copy(update=free)})
-    for part in ("model", "view", "loss", "train"):
-        ours, theirs = getattr(wanted, part).model_dump(), getattr(expected, part).model_dump()
-        for name in ours:
-            if ours[name] != theirs[name]:
-                raise RunError(
-                    f"The run began with {name} {theirs[name]}, and {ours[name]} was given: a resumed run keeps it. "
-                    "Start a new run with --init-from to change it."
-                )
-    return expected

@@ -1,0 +1,47 @@
+"""Which device, and which precision, this machine is good at."""
+
+import math
+import time
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from myna.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the device of this name; without one, CUDA, else Apple's MPS, else the CPU."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+    return device
+
+
+def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """Resolve `auto`: bf16 where its matrix products are clearly faster. Measured on CPUs (a few milliseconds)."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    a, b = torch.randn(512, 384), torch.randn(384, 1536)
+    return "bf16" if _product_seconds(a.bfloat16(), b.bfloat16()) * 1.5 < _product_seconds(a, b) else "fp32"
+
+
+def _product_seconds(a: Tensor, b: Tensor) -> float:
+    best = math.inf
+    for _ in range(8):
+        begin = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - begin)
+    return best
