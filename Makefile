@@ -13,7 +13,6 @@ check: .venv/ready
 	$(PY) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	.venv/bin/ruff format --check src tests benchmarks
 	.venv/bin/ruff check src tests benchmarks
-	.venv/bin/mypy
 
 # the environment is made anew when what it is made from changes
 .venv/ready: pyproject.toml constraints.txt

@@ -25,16 +25,17 @@ def products(config: ModelConfig, *, tokens: int, windows: int, kind: str) -> Ca
     """Return a function that does one batch's matrix products of one patch kind."""
     rows, inner = windows * tokens, config.heads * config.head_dim
     shapes = [(config.dim, 3 * inner), (inner, config.dim), (config.dim, config.mlp_dim), (config.mlp_dim, config.dim)]
-    layers = [(torch.randn(rows, a), torch.randn(b, a)) for a, b in shapes]
+    # every layer has weights of its own, as in the encoder: they do not stay in the cache from one to the next
+    layers = [(torch.randn(rows, a), torch.randn(b, a)) for _ in range(config.depth) for a, b in shapes]
     first = (torch.randn(rows, PATCHES[kind].values), torch.randn(config.dim, PATCHES[kind].values))
     query = torch.randn(windows * config.heads, tokens, config.head_dim)
     scores = torch.randn(windows * config.heads, tokens, tokens)
 
     def run() -> None:
         F.linear(*first)
+        for x, weight in layers:
+            F.linear(x, weight)
         for _ in range(config.depth):
-            for x, weight in layers:
-                F.linear(x, weight)
             torch.bmm(query, query.transpose(1, 2))
             torch.bmm(scores, query)
 

@@ -345,4 +345,3 @@ def test_names_that_are_no_utf8(songs, tmp_path):
     assert prepare([Track(odd)], tmp_path / "s", workers=1).new == 1
     assert Store.open(tmp_path / "s").paths == [str(tmp_path) + "/caf\\xe9.wav"]
     assert prepare([Track(odd)], tmp_path / "s", workers=1).new == 0
-

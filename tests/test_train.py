@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from myna import recipe
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint
@@ -143,6 +144,13 @@ def test_metrics_of_steps_that_were_lost_are_dropped(store, tmp_path):
     assert [row["step"] for row in read_metrics(run)] == [2, 4, 6]
 
 
+def test_tensorboard_gets_the_same_numbers(store, tmp_path):
+    Trainer(store, tmp_path / "run", settings(steps=4)).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in events] == [2, 4]
+    assert [event.value for event in events] == pytest.approx([row["loss"] for row in read_metrics(tmp_path / "run")])
+
+
 def test_the_plan_counts_what_will_be_done(store, tmp_path):
     plan = Trainer(store, tmp_path / "run", settings(epochs=2.5)).plan()
     assert plan.visible == {"square": (5, 48), "vertical": (5, 48)}
@@ -183,6 +191,7 @@ def test_devices_and_precisions():
 SCRIPT = """
 import sys
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from myna import recipe
 from myna.store import Store
 from myna.train import Trainer

@@ -267,7 +267,7 @@ def _neighbours(
     titles: Sequence[str],
     songs: Sequence[Song] | None,
     *,
-    queries: int = 6,
+    queries: int = 5,
     count: int = 4,
 ) -> tuple[Neighbours, ...]:
     queries = min(queries, len(vectors))

@@ -1,6 +1,7 @@
-"""Which device, and which precision, this machine is good at."""
+"""What this machine has and is good at: cores, device, precision."""
 
 import math
+import os
 import time
 from typing import Literal
 
@@ -10,6 +11,11 @@ from torch import Tensor
 from myna.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(name: str | None = None) -> torch.device:

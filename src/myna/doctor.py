@@ -1,6 +1,5 @@
 """What this machine can do: versions, devices, codecs, and a speed check of about three seconds."""
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import av
 import numpy as np
 import torch
 
-from myna.device import pick_device, pick_precision
+from myna.device import cores, pick_device, pick_precision
 from myna.embedder import Myna
 from myna.mel import MelSpectrogram
 from myna.model import ModelConfig, MynaModel
@@ -35,7 +34,7 @@ def examine() -> dict[str, str]:
     device = pick_device()
     return {
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        f"{cores()} cores, {torch.get_num_threads()} threads",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "extras": ", ".join(f"{name} {_version(name)} [{extra}]" for name, extra in EXTRAS.items()),
         "decoders": ", ".join(

@@ -4,7 +4,6 @@ model = Myna.from_pretrained("runs/a")
 model.encode(["a.mp3", "b.flac"])        # (2, dim) float32
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from jaxtyping import Float32, Float64
 
 from myna.audio import AudioStream, resample
 from myna.checkpoint import open_checkpoint
-from myna.device import Precision, pick_device, pick_precision
+from myna.device import Precision, cores, pick_device, pick_precision
 from myna.errors import AudioError, ConfigError
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
@@ -107,7 +106,7 @@ class Myna:
         self.front_end = model.config.front_end
         self.precision = pick_precision(precision, self.device)
         # on a CPU a few windows at a time stay in the cache; a GPU wants many
-        self.batch = batch or (8 if self.device.type == "cpu" else 256)
+        self.batch = batch or (16 if self.device.type == "cpu" else 256)
         self.hash = hash
         self._mel = MelSpectrogram(self.front_end).to(self.device)
 
@@ -269,7 +268,7 @@ class _Decoders:
         self.music, self.cut, self.lock = iter(music), cut, threading.Lock()
         self.events: queue.Queue[_Event | BaseException | None] = queue.Queue(maxsize=64)
         self.stop = threading.Event()
-        count = workers or min(8, os.cpu_count() or 1)
+        count = workers or min(8, cores())
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
 
     def __enter__(self) -> Iterator[_Event]:

@@ -23,6 +23,7 @@ import torch
 import xxhash
 
 from myna.audio import AudioStream
+from myna.device import cores
 from myna.errors import AudioError, ConfigError, StoreError
 from myna.mel import FrontEnd, MelSpectrogram, MelStream
 from myna.store import SCHEMA, Part, Row, Writer, manifest_table
@@ -109,7 +110,7 @@ def prepare(
         rows, jobs, gone = _plan(mine, known, front_end.rate_hz, min_samples)
         new, decoded_s = 0, 0.0
         if jobs or manifest is None or not manifest.equals(_table(mine, rows)):
-            with _interruptible(), _Crew(part, workers or _cores(), min_samples, gone) as crew:
+            with _interruptible(), _Crew(part, workers or cores(), min_samples, gone) as crew:
                 part.begin(known)
                 for row in _watched(crew.work(jobs), jobs, progress):
                     rows[row["path"]] = row
@@ -181,10 +182,6 @@ def _plan(
     jobs = [job for job in jobs if job.name not in rows]
     gone = {row["content_hash"]: row for row in settled.values() if row["status"] == "ok"}
     return rows, sorted(jobs, key=lambda job: -job.size_bytes), gone  # long ones first, so that all end together
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -365,4 +362,3 @@ def _ingested(job: _Job, writer: Writer, transform: MelSpectrogram, min_samples:
         writer.abort()
         return row | {"reason": str(error)}
     return row | {"status": "ok"}
-

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import torch
 
+from myna.device import cores
 from myna.errors import ConfigError
 from myna.score import BASSES, DRUMS, HARMONIES, KEYS, STYLE, Note, Plan, plan, play
 from myna.timbre import Colour, add_room, draw_colour, draw_kit, draw_timbre, noise, note_bank
@@ -269,7 +270,7 @@ def write_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     songs = [song(seed, index, seconds=seconds) for index in range(count)]
     tasks = [(s, str(folder), TURNS[s.index % len(TURNS)]) for s in songs]
-    workers = min(workers or os.cpu_count() or 1, count)
+    workers = min(workers or cores(), count)
     paths = []
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
         for path in pool.imap(_write_task, tasks, chunksize=4):
