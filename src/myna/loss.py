@@ -4,13 +4,15 @@ The full square of similarities (2B x 2B) is never held: rows are taken a chunk 
 hand both its loss and its part of the gradient are formed, so nothing of it is kept for a second pass.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
+
+from myna.rank import SOLO, World
 
 Form = Literal["paper", "ntxent"]
 # A chunk of rows and its gradient should stay in a core's cache (or a GPU's L2): 32 MB of float32.
@@ -33,48 +35,53 @@ def contrastive(
     form: Form = "paper",
     temperature: float = 0.1,
     chunk: int | None = None,
+    world: World = SOLO,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return (loss, top-1 retrieval) of two views of the same clips; rows i of both are a positive pair.
 
     For anchor i with positive p, over both directions and averaged: -s_ip + log sum_j exp(s_ij), where s is the cosine
     similarity over tau and j runs over the other clips' two views (`paper`: equation 1 as printed, the decoupled form),
     or over those and p (`ntxent`: SimCLR, arXiv 2002.05709). Retrieval is the share of anchors whose positive is
-    nearer than every other clip. Similarities, loss and gradient are float32 whatever comes in.
+    nearer than every other clip. With several ranks, `first` and `second` are this rank's rows, loss and retrieval
+    those of the whole batch, and the gradient that of the whole batch's loss. Similarities, loss and gradient are float32 whatever comes in.
     """
     assert first.shape == second.shape, f"views of shape {tuple(first.shape)} and {tuple(second.shape)}"
-    z = F.normalize(torch.cat([first, second]).float(), dim=1)
-    return _Contrastive.apply(z, form, temperature, chunk)
+    z = F.normalize(torch.stack([first, second]).float(), dim=2)
+    return _Contrastive.apply(z, form, temperature, chunk, world)
 
 
 class _Contrastive(torch.autograd.Function):
-    """Loss of normalised rows (2B, dim): views of clip i are rows i and i + B."""
+    """Loss of normalised rows (view, batch, dim); forms its gradient in the forward pass."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, form: Form, temperature: float, chunk: int | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, mine: Tensor, form: Form, temperature: float, chunk: int | None, world: World
+    ) -> tuple[Tensor, Tensor]:
+        local = mine.shape[1]
+        z = world.gather(mine).flatten(0, 1)  # views of clip i are rows i and i + batch
         rows = len(z)
-        chunk = chunk or max(1, min(rows, _CHUNK_NUMBERS // rows))
-        total = z.new_zeros(())
-        found = z.new_zeros(())
+        chunk = chunk or max(1, min(local, _CHUNK_NUMBERS // rows))
+        sums = z.new_zeros(2)  # of the loss, and of the positives found
         gradient = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):
-            for start in range(0, rows, chunk):
-                part = slice(start, min(start + chunk, rows))
-                part_loss, part_found = _rows(z, part, gradient, form=form, temperature=temperature)
-                total += part_loss
-                found += part_found
+            for first in (world.rank * local, rows // 2 + world.rank * local):
+                for start in range(first, first + local, chunk):
+                    part = slice(start, min(start + chunk, first + local))
+                    sums += _rows(z, part, gradient, form=form, temperature=temperature)
+        gradient = world.sum_mine(gradient.view(2, rows // 2, -1))
         ctx.save_for_backward(gradient.div_(rows * temperature))
-        top1 = found / rows
+        loss, top1 = world.sum(sums).div_(rows).unbind()
         ctx.mark_non_differentiable(top1)
-        return total / rows, top1
+        return loss, top1
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None
+        return grad * gradient, None, None, None, None
 
 
-def _rows(z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sum the loss of some rows, count their positives that are found, and add to the (unscaled) gradient."""
+def _rows(z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: float) -> Tensor:
+    """Return the summed loss of some rows and how many positives are found; add to the (unscaled) gradient."""
     rows = len(z)
     anchors = z[part]
     number = torch.arange(part.start, part.stop, device=z.device)
@@ -91,4 +98,4 @@ def _rows(z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: 
     weight = s.sub_(normaliser).exp_().scatter_add_(1, positive, torch.full_like(near, -1.0))
     gradient[part] += weight @ z
     gradient.addmm_(weight.T, anchors)
-    return loss, found
+    return torch.stack([loss, found])

@@ -1,0 +1,133 @@
+"""This process among others: which rows of the global batch are its own, and how the ranks add up.
+
+One process is a world of size 1, in which nothing is sent. `torchrun` starts several; each draws and embeds its own
+rows, sees everybody's projections in the loss, and ends a step with the gradient of the whole batch.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from myna.errors import ConfigError, RunError
+
+PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it takes them for lost
+
+
+@dataclass(frozen=True)
+class World:
+    """`size` processes of which this is number `rank`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """Return this rank's rows of the global batch."""
+        if batch % self.size:
+            raise ConfigError(f"A batch of {batch} cannot be shared evenly by {self.size} ranks: take a multiple.")
+        each = batch // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def gather(self, mine: Float[Tensor, "view local dim"]) -> Float[Tensor, "view batch dim"]:
+        """Return every rank's rows, in the order of the global batch."""
+        if self.size == 1:
+            return mine
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine.contiguous())
+        return torch.cat(rows, dim=1)
+
+    def sum_mine(self, whole: Float[Tensor, "view batch dim"]) -> Float[Tensor, "view local dim"]:
+        """Add up what all ranks have for every row, and return this rank's rows of the sum."""
+        if self.size == 1:
+            return whole
+        each = whole.unflatten(1, (self.size, -1)).transpose(0, 1).contiguous()  # (rank, view, local, dim)
+        if dist.get_backend() != "nccl":  # gloo has no reduce-scatter
+            dist.all_reduce(each)
+            return each[self.rank]
+        mine = torch.empty_like(each[0])
+        dist.reduce_scatter_tensor(mine, each)
+        return mine
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add up a tensor over the ranks."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def first(self, number: int, device: torch.device) -> int:
+        """Return what rank 0 says: for choices that depend on a clock, free memory or a signal."""
+        return self._agreed(number if self.is_main else 0, device)
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Say whether it is so on any rank."""
+        return self._agreed(int(flag), device) > 0
+
+    def _agreed(self, number: int, device: torch.device) -> int:
+        return int(self.sum(torch.tensor(number, device=device)).item()) if self.size > 1 else number
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+SOLO = World()
+
+
+def launched() -> bool:
+    """Say whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarts() -> int:
+    """Return how often `torchrun` has started this job anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Give each rank of a machine a GPU of its own."""
+    if device.type != "cuda" or device.index is not None or not launched():
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[World]:
+    """Join the other ranks if there are any. A rank that is lost becomes a RunError on those that are left."""
+    if not launched():
+        yield SOLO
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        raise RunError(
+            "Another rank stopped answering, so this job ends. The last checkpoint stands: start the same command again "
+            "with --resume."
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Tell a broken connection between ranks from other failures."""
+    text = str(error).lower()
+    signs = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
