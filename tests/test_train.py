@@ -11,13 +11,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from myna import recipe
+from myna import recipe, train
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint
 from myna.device import pick_device, pick_precision
 from myna.errors import ConfigError, RunError
 from myna.model import MynaModel
 from myna.run import read_metrics, read_run
-from myna.step import forward_backward
+from myna.step import Step
 from myna.train import Trainer
 from myna.view import Loader
 from stores import make_store, random_mels
@@ -32,6 +32,9 @@ TINY = {
     "log_every": 2,
     "precision": "fp32",
 }
+
+
+SPEEDS = ("clips_per_s", "tokens_per_s", "tflops")
 
 
 def settings(**changes):
@@ -57,7 +60,7 @@ def test_2_x_10_steps_equal_20_bit_for_bit(store, tmp_path, patches):
     second.train()
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
     ours, theirs = (
-        [{k: v for k, v in row.items() if k != "clips_per_s"} for row in read_metrics(tmp_path / name)]
+        [{k: v for k, v in row.items() if k not in SPEEDS} for row in read_metrics(tmp_path / name)]
         for name in ("whole", "parts")
     )
     assert ours == theirs
@@ -80,7 +83,7 @@ def test_hybrid_gradient_is_the_mean_of_both_kinds(store):
     gradients = {}
     for kinds in (("square",), ("vertical",), ("square", "vertical")):
         model.zero_grad()
-        numbers = forward_backward(model, {k: views[k] for k in kinds}, settings().loss, precision="fp32")
+        numbers = Step(model, settings().loss)({k: views[k] for k in kinds})
         gradients[kinds] = [p.grad.clone() if p.grad is not None else None for p in model.parameters()]
     assert numbers["loss"] == (numbers["loss_square"] + numbers["loss_vertical"]) / 2
     for a, b, both in zip(*gradients.values(), strict=True):
@@ -151,6 +154,30 @@ def test_tensorboard_gets_the_same_numbers(store, tmp_path):
     assert [event.value for event in events] == pytest.approx([row["loss"] for row in read_metrics(tmp_path / "run")])
 
 
+def test_a_profile_is_a_trace_and_a_table_of_stages(store, tmp_path):
+    Trainer(store, tmp_path / "run", settings(steps=8)).train(profile=3)
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"wait for data", "forward+backward", "loss", "optimiser"} <= names
+    lines = (tmp_path / "run" / "stages.txt").read_text().splitlines()
+    assert [line[:18].strip() for line in lines] == ["wait for data", "forward+backward", "loss", "optimiser"]
+    assert all(float(line.split()[-4]) >= 0 for line in lines)
+
+
+def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "free_bytes", lambda _: 500_000)
+    trainer = Trainer(store, tmp_path / "run", settings(steps=1))
+    assert trainer.settings.train.micro_batch < 8
+    monkeypatch.undo()
+    whole = Trainer(store, tmp_path / "whole", settings(steps=1))
+    assert whole.settings.train.micro_batch == "off"
+    trainer.train()
+    whole.train()
+    one, other = (read_metrics(tmp_path / name)[-1] for name in ("run", "whole"))
+    assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
 def test_the_plan_counts_what_will_be_done(store, tmp_path):
     plan = Trainer(store, tmp_path / "run", settings(epochs=2.5)).plan()
     assert plan.visible == {"square": (5, 48), "vertical": (5, 48)}
@@ -192,7 +219,7 @@ SCRIPT = """
 import sys
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from myna import recipe
+from myna import recipe, train
 from myna.store import Store
 from myna.train import Trainer
 torch.set_num_threads(1)
@@ -260,6 +287,6 @@ def test_the_papers_batch_runs_at_full_size_in_the_small(store):
     full = recipe.get("hybrid")
     model = MynaModel(full.model)
     views = Loader(store, full.view, full.model.grids(), batch=4, seed=0)(0)
-    numbers = forward_backward(model, views, full.loss, precision="fp32")
+    numbers = Step(model, full.loss)(views)
     assert math.isfinite(numbers["loss"].item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

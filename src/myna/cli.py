@@ -17,17 +17,18 @@ from rich.table import Table
 from myna import __version__, doctor
 from myna import recipe as recipes
 from myna.about import as_json, describe, failures
-from myna.device import Precision
+from myna.device import Precision, pick_device
 from myna.embedder import Myna
 from myna.errors import ConfigError, MynaError
 from myna.library import embed_library
 from myna.patch import Kind
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
+from myna.rank import join, local_device
 from myna.run import read_run
 from myna.store import Store
 from myna.track import find_tracks
-from myna.train import Plan, Trainer
+from myna.train import STAGES_FILE, TRACE_FILE, Plan, Trainer
 
 EXIT_USER, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 3, 130
 
@@ -90,6 +91,7 @@ def pretrain(
     resume: bool = False,
     init_from: Path | None = None,
     device: str | None = None,
+    profile: int = 0,
     **settings: str,
 ) -> int:
     """Train a model on a mel store. `myna recipe NAME` lists every setting; each is a flag, as in --batch 512.
@@ -110,6 +112,8 @@ def pretrain(
         Begin a new run with the weights of a run or model.
     device
         cuda, mps or cpu; the best there is by default.
+    profile
+        Steps to profile, after the first few: writes a trace and a table of stages into the run's folder.
     settings
         Any setting of `myna recipe NAME`, laid over recipe and config.
     """
@@ -117,18 +121,17 @@ def pretrain(
     if config:
         chosen = recipes.override(chosen, recipes.read_yaml(config))
     chosen = recipes.override(chosen, settings)
-    trainer = Trainer(Store.open(store), out, chosen, resume=resume, init_from=init_from, device=device)
-    _print_plan(trainer.plan(), trainer.step)
-    with Bar("pretrain", "steps") as bar:
-        bar(trainer.step, trainer.steps)
-        stopped = trainer.train(
-            on_log=lambda row: bar(
-                int(row["step"]),
-                trainer.steps,
-                f"loss {row['loss']:.3f}, top-1 {row['top1']:.1%}, gradient {row['grad_norm']:.2f}, "
-                f"{row['clips_per_s']:.0f} clips/s",
-            )
-        )
+    place = local_device(pick_device(device))
+    with join(place) as world:
+        trainer = Trainer(Store.open(store), out, chosen, resume=resume, init_from=init_from, device=place, world=world)
+        stopped = _train(trainer, profile)
+    if not world.is_main:
+        return EXIT_STOPPED if stopped is not None else 0
+    if trainer.gradient.why_not_compiled:
+        err.print(f"The model was not compiled: {trainer.gradient.why_not_compiled}", markup=False)
+    if profile:
+        err.print(f"{out / TRACE_FILE} can be opened in Perfetto or chrome://tracing.")
+        print((out / STAGES_FILE).read_text(encoding="utf-8"), end="")
     if stopped is not None:
         err.print(
             f"Stopped at step {trainer.step}, which is saved. Go on with: myna pretrain {store} -o {out} --resume"
@@ -313,6 +316,24 @@ def _extra(name: str) -> Any:
         ) from error
 
 
+def _train(trainer: Trainer, profile: int) -> int | None:
+    """Train with plan and progress, told by the first rank alone; return the signal that stopped it, or None."""
+    plan = trainer.plan()
+    if not trainer.world.is_main:
+        return trainer.train(profile=profile)
+    _print_plan(plan, trainer.step)
+    with Bar("pretrain", "steps") as bar:
+        bar(trainer.step, trainer.steps)
+
+        def tell(row: dict[str, float]) -> None:
+            peak = f" ({row['share_of_peak']:.0%} of peak)" if "share_of_peak" in row else ""
+            speed = f"{row['clips_per_s']:,.0f} clips/s, {row['tflops']:.2f} TFLOP/s{peak}"
+            learned = f"loss {row['loss']:.3f}, top-1 {row['top1']:.1%}, gradient {row['grad_norm']:.2f}"
+            bar(int(row["step"]), trainer.steps, f"{learned}, {speed}")
+
+        return trainer.train(on_log=tell, profile=profile)
+
+
 def _print_facts(facts: dict[str, str]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
@@ -327,8 +348,11 @@ def _print_plan(plan: Plan, done: int) -> None:
         "visible tokens": tokens,
         "music": f"{plan.tracks} tracks, {plan.clips} clips, {plan.hours:.1f} h",
         "steps": f"{plan.steps}, {plan.steps_per_epoch} an epoch" + (f"; {done} are done" if done else ""),
-        "device": f"{plan.device}, {plan.precision}",
-        "memory": f"about {plan.memory_bytes / 1e9:.1f} GB",
+        "device": f"{plan.device}, {plan.precision}, compile {plan.compile}"
+        + (f", {plan.ranks} ranks" if plan.ranks > 1 else ""),
+        "memory": f"about {plan.memory_bytes / 1e9:.1f} GB"
+        + ("" if plan.micro_batch == "off" else f"; {plan.micro_batch} clips at a time, in two passes"),
+        "store": f"{plan.store_bytes / 1e9:.2f} GB, in {plan.store_on} memory",
         "time": f"about {clock(left)} ({plan.seconds_per_step:.2f} s a step)",
     }
     table = Table.grid(padding=(0, 2))

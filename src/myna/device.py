@@ -51,3 +51,26 @@ def _product_seconds(a: Tensor, b: Tensor) -> float:
         torch.mm(a, b)
         best = min(best, time.perf_counter() - begin)
     return best
+
+
+# Dense bfloat16 operations a second by the makers' data sheets, for what the device calls itself
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "L4": 121e12}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the matrix-product rate that a GPU is sold with, where it is known."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free, of the device or of this machine; a terabyte where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 1 << 40

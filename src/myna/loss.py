@@ -43,7 +43,8 @@ def contrastive(
     similarity over tau and j runs over the other clips' two views (`paper`: equation 1 as printed, the decoupled form),
     or over those and p (`ntxent`: SimCLR, arXiv 2002.05709). Retrieval is the share of anchors whose positive is
     nearer than every other clip. With several ranks, `first` and `second` are this rank's rows, loss and retrieval
-    those of the whole batch, and the gradient that of the whole batch's loss. Similarities, loss and gradient are float32 whatever comes in.
+    those of the whole batch, and the gradient that of the whole batch's loss. Similarities, loss and gradient are
+    float32 whatever comes in.
     """
     assert first.shape == second.shape, f"views of shape {tuple(first.shape)} and {tuple(second.shape)}"
     z = F.normalize(torch.stack([first, second]).float(), dim=2)

@@ -117,15 +117,19 @@ class MynaModel(nn.Module):
         grid: Grid | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """Encode patches of power and pool them. `tokens` says which they are; without it, all of the grid in order."""
-        table = self._positions(kind, grid)
-        x = self.tokenizers[kind](scale(patches, self.config.amplitude))
-        return self.encoder(x + (table if tokens is None else table[tokens])).mean(dim=1)
+        return self.encoder(self._tokens(kind, patches, tokens, grid)).mean(dim=1)
 
-    def forward(
-        self, kind: Kind, patches: Float[Tensor, "batch visible value"], tokens: Int[Tensor, "batch visible"]
-    ) -> Float[Tensor, "batch projection"]:
-        """Return the projections that the loss compares."""
-        return self.projector(self.embed(kind, patches, tokens))
+    def forward(self, patches: dict[Kind, Tensor], tokens: dict[Kind, Tensor]) -> dict[Kind, Tensor]:
+        """Return the projections that the loss compares: (batch, projection) of each kind.
+
+        `patches` are (batch, visible, value), `tokens` (batch, visible). Kinds with equally many visible tokens go
+        through the encoder side by side, in one pass.
+        """
+        x = {kind: self._tokens(kind, patches[kind], tokens[kind], None) for kind in patches}
+        if len({part.shape[1] for part in x.values()}) > 1:
+            return {kind: self.projector(self.encoder(part).mean(dim=1)) for kind, part in x.items()}
+        z = self.projector(self.encoder(torch.cat(list(x.values()))).mean(dim=1))
+        return dict(zip(x, z.split([len(part) for part in x.values()]), strict=True))
 
     def encode(
         self, mel: Float[Tensor, "batch frame band"], kinds: Sequence[Kind] | None = None
@@ -140,6 +144,11 @@ class MynaModel(nn.Module):
             grid = grids[kind]
             parts.append(self.embed(kind, patchify(mel[:, : grid.frames], grid.patch), grid=grid))
         return torch.cat(parts, dim=1)
+
+    def _tokens(self, kind: Kind, patches: Tensor, tokens: Tensor | None, grid: Grid | None) -> Tensor:
+        table = self._positions(kind, grid)
+        x = self.tokenizers[kind](scale(patches, self.config.amplitude))
+        return x + (table if tokens is None else table[tokens])
 
     def _positions(self, kind: Kind, grid: Grid | None) -> Tensor:
         table = self.get_buffer(f"positions_{kind}")

@@ -54,6 +54,6 @@ def below(key: int, index: Tensor, bound: Tensor) -> Tensor:
     return (_shift(bits(key, index), 32) * bound) >> 32
 
 
-def permutation(key: int, count: int) -> Tensor:
-    """Return the numbers 0 to count - 1 in random order (int64, on the CPU)."""
-    return torch.argsort(bits(key, torch.arange(count)), stable=True)
+def permutation(key: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the numbers 0 to count - 1 in random order (int64)."""
+    return torch.argsort(bits(key, torch.arange(count, device=device)), stable=True)

@@ -119,8 +119,8 @@ def join(device: torch.device) -> Iterator[World]:
         if not is_lost_rank(error):
             raise
         raise RunError(
-            "Another rank stopped answering, so this job ends. The last checkpoint stands: start the same command again "
-            "with --resume."
+            "Another rank stopped answering, so this job ends. The last checkpoint stands: start the same command "
+            "again with --resume."
         ) from error
     finally:
         dist.destroy_process_group()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,14 +13,17 @@ from myna.device import Precision
 from myna.errors import RunError
 from myna.loss import LossConfig
 from myna.model import ModelConfig
+from myna.step import Compile
 from myna.store import Store
-from myna.view import ViewConfig
+from myna.view import Place, ViewConfig
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 RUN_FORMAT, RUN_VERSION = "myna-run", 1
 # What a resumed run may do differently: how long, how often it speaks and saves. All else decides the result.
-FREE_ON_RESUME = {"epochs", "steps", "log_every", "checkpoint_minutes", "keep"}
+FREE_ON_RESUME = {"epochs", "steps", "log_every", "checkpoint_minutes", "keep", "store_on"}
+# Resolved when a run starts and kept when it is resumed, unless they are given: results differ by rounding only.
+RESOLVED = {"precision": "auto", "micro_batch": "auto", "compile": "auto"}
 
 
 class TrainConfig(BaseModel):
@@ -35,6 +38,9 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay")
     seed: int = Field(0, ge=0, description="decides weights, clips, crops and masks")
     precision: Precision = Field("auto", description="fp32, or bf16 products with fp32 weights; auto measures")
+    micro_batch: Literal["auto", "off"] | int = Field("auto", description="clips embedded at once; auto: what fits")
+    compile: Compile = Field("auto", description="off, or a mode of torch.compile; auto: default on CUDA, else off")
+    store_on: Place = Field("auto", description="device or host memory for the store; auto: device if it fits")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_minutes: float = Field(10.0, gt=0, description="time between two checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints that are kept")
@@ -132,7 +138,10 @@ def continued(settings: Settings, earlier: dict[str, Any], store: Store) -> Sett
         )
     old: Settings = earlier["settings"]
     free = {name: getattr(settings.train, name) for name in FREE_ON_RESUME}
-    resolved = {"precision": old.train.precision} if settings.train.precision == "auto" else {}
+    resolved = {
+        name: getattr(old.train, name) for name, auto in RESOLVED.items() if getattr(settings.train, name) == auto
+    }
+    free |= {name: getattr(settings.train, name) for name in RESOLVED if name not in resolved and name != "precision"}
     wanted = settings.model_copy(update={"train": settings.train.model_copy(update=resolved)})
     expected = old.model_copy(update={"train": old.train.model_copy(update=free)})
     for part in ("model", "view", "loss", "train"):

@@ -17,17 +17,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
-from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
-from myna.device import pick_device, pick_precision
+from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model, write_text
+from myna.device import cores, free_bytes, peak_flops, pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
+from myna.mask import visible_count
 from myna.model import MynaModel
 from myna.patch import Kind
+from myna.rank import SOLO, World, restarts
 from myna.run import RUN_FILE, Metrics, Settings, continued, read_run, total_steps, write_run
-from myna.step import forward_backward
+from myna.step import Step
 from myna.store import Store
-from myna.view import VIEWS, Loader, Views
+from myna.view import VIEWS, DeviceRows, Loader, Views, place_rows
 from myna.vit import parameter_count
+
+TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
+STAGES = ("wait for data", "forward+backward", "loss", "optimiser")  # the loss is a part of forward+backward
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class Plan:
     device: str
     precision: str
     memory_bytes: int
+    store_on: str
+    store_bytes: int
+    micro_batch: int | str
+    compile: str
+    ranks: int
     seconds_per_step: float
 
     @property
@@ -51,14 +62,34 @@ class Plan:
         return self.seconds_per_step * self.steps
 
 
-def memory_estimate(settings: Settings, visible: dict[str, int], *, precision: str, parameters: int) -> int:
-    """Estimate the peak bytes of a step: weights, gradients, Adam, and one patch kind's activations."""
+def memory_estimate(
+    settings: Settings, visible: dict[Kind, int], *, precision: str, parameters: int, clips: int, together: bool
+) -> int:
+    """Estimate the peak bytes of a step: weights, gradients, Adam, and the activations of `clips` clips."""
     model, size = settings.model, 2 if precision == "bf16" else 4
     kept = 5 * model.dim + 4 * model.heads * model.head_dim + 2 * model.mlp_dim  # numbers a token keeps in a block
     residual = 2 * model.dim * (4 - size)  # the residual stream and norms stay float32
-    tokens = settings.train.batch * VIEWS * max(visible.values())
+    tokens = clips * VIEWS * (sum(visible.values()) if together else max(visible.values()))
     patches = sum(settings.train.batch * VIEWS * count * 256 * 4 for count in visible.values())
     return 16 * parameters + tokens * model.depth * (kept * size + residual) + 2 * patches
+
+
+def fitting_micro_batch(
+    settings: Settings, visible: dict[Kind, int], *, precision: str, device: torch.device, world: World
+) -> int:
+    """Return how many clips fit at once by the estimate, or 0 if this rank's whole share of the batch does."""
+    local = settings.train.batch // world.size
+    free = free_bytes(device) // (world.size if device.type == "cpu" else 1)
+    together = device.type == "cuda" or world.size > 1
+    parameters = settings.model.depth * (
+        settings.model.dim * (4 * settings.model.heads * settings.model.head_dim + 2 * settings.model.mlp_dim)
+    )
+    clips = local
+    while clips > 1 and 0.8 * free < memory_estimate(
+        settings, visible, precision=precision, parameters=parameters, clips=clips, together=together
+    ):
+        clips = -(-clips // 2)
+    return 0 if clips == local else clips
 
 
 def optimizer_tensors(model: MynaModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -104,8 +135,39 @@ class Interrupt:
             signal.signal(number, handler)
 
 
+class _Profile:
+    """Profiles some steps: a Chrome trace, and how much of a step each stage takes."""
+
+    def __init__(self, run: Path, steps: int, *, skip: int = 2) -> None:
+        self.run, self.steps = run, steps
+        self.inner: Any = None
+        if steps:
+            plan = torch.profiler.schedule(wait=skip, warmup=1, active=steps, repeat=1)
+            self.inner = torch.profiler.profile(schedule=plan, on_trace_ready=self._write)
+
+    def __enter__(self) -> "_Profile":
+        if self.inner:
+            self.inner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.inner:
+            self.inner.stop()
+
+    def step(self) -> None:
+        if self.inner:
+            self.inner.step()
+
+    def _write(self, found: Any) -> None:
+        found.export_chrome_trace(str(self.run / TRACE_FILE))
+        ranges = {event.key: event for event in found.key_averages() if event.key in STAGES}
+        times = {name: max(e.cpu_time_total, e.device_time_total) / self.steps / 1e3 for name, e in ranges.items()}
+        lines = [f"{name:<18}{times[name]:10.2f} ms a step" for name in STAGES if name in times]
+        write_text(self.run / STAGES_FILE, "\n".join(lines) + "\n")
+
+
 class Trainer:
-    """One run: its folder, model, optimiser and data."""
+    """One run: its folder, model, optimiser and data; on each rank of a `world`, its share of them."""
 
     def __init__(
         self,
@@ -115,36 +177,68 @@ class Trainer:
         *,
         resume: bool = False,
         init_from: str | Path | None = None,
-        device: str | None = None,
+        device: torch.device | str | None = None,
+        world: World = SOLO,
     ) -> None:
-        self.run, self.store, self.device = Path(run), store, pick_device(device)
+        self.run, self.store, self.world = Path(run), store, world
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
         earlier = read_run(self.run) if (self.run / RUN_FILE).is_file() else None
+        world.wait()  # nobody writes the run's file before everybody has looked for it
+        resume = resume or (restarts() > 0 and earlier is not None)  # torchrun started the same command again
         self._check_start(earlier, resume=resume, init_from=init_from)
         if store.front_end != settings.model.front_end:
             raise ConfigError(
                 f"The store {store.path} was prepared with {store.front_end}, the model hears "
                 f"{settings.model.front_end}: prepare the music anew with the model's front end."
             )
-        if earlier:
-            settings = continued(settings, earlier, store)
-        precision = pick_precision(settings.train.precision, self.device)
-        self.settings = settings.model_copy(
-            update={"train": settings.train.model_copy(update={"precision": precision})}
-        )
+        self.settings = self._resolved(continued(settings, earlier, store) if earlier else settings)
+        config = self.settings.train
         self.loader = Loader(
-            store, settings.view, settings.model.grids(), batch=settings.train.batch, seed=settings.train.seed
+            store,
+            settings.view,
+            settings.model.grids(),
+            batch=config.batch,
+            seed=config.seed,
+            rows=place_rows(store, config.store_on, self.device, threads=min(4, cores())),
+            slice_=world.share(config.batch),
         )
-        self.steps = total_steps(settings.train, self.loader.steps_per_epoch)
+        self.steps = total_steps(config, self.loader.steps_per_epoch)
         self.step = 0
         self.model = self._initial_model(init_from).to(self.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
-            lr=settings.train.learning_rate,
-            weight_decay=settings.train.weight_decay,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
         if resume:
             self._load_newest()
+        self.gradient = Step(
+            self.model,
+            settings.loss,
+            precision=config.precision,
+            micro_batch=None if isinstance(config.micro_batch, str) else config.micro_batch,
+            together=self.device.type == "cuda",
+            compile=config.compile,
+            world=world,
+        )
+
+    def _resolved(self, settings: Settings) -> Settings:
+        """Decide what was left to `auto`, the same on every rank."""
+        config, kinds = settings.train, dict.fromkeys(settings.model.patches, 0)
+        low = pick_precision(config.precision, self.device) == "bf16"
+        precision = "bf16" if self.world.first(int(low), self.device) else "fp32"
+        micro: int | str = config.micro_batch
+        if micro == "auto":
+            grids = settings.model.grids()
+            visible = {kind: visible_count(grids[kind].tokens, settings.view.mask_ratio) for kind in kinds}
+            fitting = fitting_micro_batch(settings, visible, precision=precision, device=self.device, world=self.world)
+            micro = self.world.first(fitting, self.device) or "off"
+        compiled = config.compile
+        if compiled == "auto":
+            compiled = "default" if self.device.type == "cuda" else "off"
+        update = {"precision": precision, "micro_batch": micro, "compile": compiled}
+        return settings.model_copy(update={"train": config.model_copy(update=update)})
 
     def _check_start(self, earlier: dict[str, Any] | None, *, resume: bool, init_from: str | Path | None) -> None:
         if earlier and not resume:
@@ -181,7 +275,7 @@ class Trainer:
 
     def plan(self) -> Plan:
         """Measure a few small steps and say what the whole run will take."""
-        visible = {kind: view.tokens.shape[2] for kind, view in self.loader(0).items()}
+        visible = self._visible()
         parameters = parameter_count(self.model)
         precision = self.settings.train.precision
         return Plan(
@@ -194,68 +288,107 @@ class Trainer:
             steps=self.steps,
             device=str(self.device),
             precision=precision,
-            memory_bytes=memory_estimate(self.settings, visible, precision=precision, parameters=parameters),
+            memory_bytes=self._memory(visible, parameters),
+            store_on="device" if isinstance(self.loader.rows, DeviceRows) else "host",
+            store_bytes=sum(file.nbytes for file in self.store.files),
+            micro_batch=self.settings.train.micro_batch,
+            compile=self.settings.train.compile,
+            ranks=self.world.size,
             seconds_per_step=self._calibrate(),
         )
 
+    def _memory(self, visible: dict[Kind, int], parameters: int) -> int:
+        micro, local = self.settings.train.micro_batch, self.settings.train.batch // self.world.size
+        return memory_estimate(
+            self.settings,
+            visible,
+            precision=self.settings.train.precision,
+            parameters=parameters,
+            clips=local if isinstance(micro, str) else min(micro, local),
+            together=self.gradient.together,
+        )
+
     def _calibrate(self, clips: int = 64) -> float:
-        """Time forward and backward of a few clips, and scale to the batch."""
+        """Time forward and backward of a few clips, uncompiled and on this rank alone, and scale to the batch."""
         views = {
             kind: Views(view.patches[:, :clips], view.tokens[:, :clips])
             for kind, view in self.loader(0, self.device).items()
         }
-        seconds = math.inf
+        step = Step(self.model, self.settings.loss, precision=self.settings.train.precision)
+        seconds, local = math.inf, self.settings.train.batch // self.world.size
         for _ in range(2):
             begin = time.perf_counter()
-            forward_backward(self.model, views, self.settings.loss, precision=self.settings.train.precision)
+            step(views)
             self.model.zero_grad()
             self._synchronize()
             seconds = min(seconds, time.perf_counter() - begin)
-        return seconds * self.settings.train.batch / min(clips, self.settings.train.batch)
+        passes = 1.0 if isinstance(self.settings.train.micro_batch, str) else 4 / 3  # forward is a third
+        return seconds * passes * local / min(clips, local)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def train(self, *, on_log: Callable[[dict[str, float]], None] | None = None) -> int | None:
+    def train(self, *, on_log: Callable[[dict[str, float]], None] | None = None, profile: int = 0) -> int | None:
         """Run to the last step. Return None, or the number of the signal that stopped it earlier.
+
+        With `profile`, so many steps after the first few are written as a trace and a table of stages.
 
         Raises RunError when the loss or a gradient is not finite; the last checkpoint stands.
         """
-        write_run(self.run, self.settings, self.store)
-        metrics = Metrics(self.run, step=self.step)
+        if self.world.is_main:
+            write_run(self.run, self.settings, self.store)
+        metrics = Metrics(self.run, step=self.step) if self.world.is_main else None
         config, saved = self.settings.train, time.monotonic()
         window: list[dict[str, Tensor]] = []
         begin, clips = time.monotonic(), 0
         try:
-            with Interrupt() as interrupt, contextlib.closing(self._batches()) as batches:
+            with (
+                Interrupt() as interrupt,
+                contextlib.closing(self._batches()) as batches,
+                _Profile(self.run, profile if self.world.is_main else 0) as traced,
+            ):
                 for views in batches:
                     window.append(self._one_step(views))
+                    traced.step()
                     self.step += 1
                     clips += config.batch
-                    last = self.step == self.steps or interrupt.signal is not None
+                    last = self.step == self.steps or self._stopped(interrupt)
                     due = time.monotonic() - saved > config.checkpoint_minutes * 60
                     if last or due or self.step % config.log_every == 0:
                         row = self._row(window, clips / (time.monotonic() - begin))
-                        metrics.write(row)
-                        if on_log:
+                        if metrics:
+                            metrics.write(row)
+                        if on_log and self.world.is_main:
                             on_log(row)
                         window, begin, clips = [], time.monotonic(), 0
-                    if last or due:
+                    if (last or due) and self.world.is_main:
                         self.save()
+                    if last or due:
                         saved = time.monotonic()
                     if last:
-                        return interrupt.signal
+                        self.world.wait()  # for the last checkpoint
+                        return None if self.step == self.steps else interrupt.signal or signal.SIGTERM
         finally:
-            metrics.close()
+            if metrics:
+                metrics.close()
         return None
+
+    def _stopped(self, interrupt: Interrupt) -> bool:
+        """Say whether a signal asks for a stop; ranks must agree, which costs a GPU's host a wait, so only at times."""
+        if self.world.size == 1:
+            return interrupt.signal is not None
+        due = self.device.type == "cpu" or self.step % self.settings.train.log_every == 0
+        return due and self.world.any(interrupt.signal is not None, self.device)
 
     def _one_step(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = forward_backward(self.model, views, self.settings.loss, precision=self.settings.train.precision)
+        with record_function("forward+backward"):
+            numbers = self.gradient(views)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         numbers["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.step()
+        with record_function("optimiser"):
+            self.optimizer.step()
         return numbers
 
     def _batches(self) -> Iterator[dict[Kind, Views]]:
@@ -265,7 +398,9 @@ class Trainer:
             for step in range(self.step, self.steps):
                 now = coming or pool.submit(self.loader, step, self.device)
                 coming = pool.submit(self.loader, step + 1, self.device) if step + 1 < self.steps else None
-                yield now.result()
+                with record_function("wait for data"):
+                    views = now.result()
+                yield views
 
     def _row(self, window: list[dict[str, Tensor]], clips_per_s: float) -> dict[str, float]:
         """Mean of each number over the steps since the last row; the first look at the values themselves."""
@@ -279,7 +414,23 @@ class Trainer:
                 + "Try a smaller --learning-rate, --precision fp32, or a higher --temperature."
             )
         epoch = self.step / self.loader.steps_per_epoch
-        return {"step": self.step, "epoch": round(epoch, 4), **row, "clips_per_s": round(clips_per_s, 2)}
+        speed = {"clips_per_s": clips_per_s, "tokens_per_s": clips_per_s * self._tokens_per_clip()}
+        speed["tflops"] = clips_per_s * self._flops_per_clip() / 1e12
+        if peak := peak_flops(self.device, self.settings.train.precision):
+            speed["share_of_peak"] = speed["tflops"] * 1e12 / peak / self.world.size
+        return {"step": self.step, "epoch": round(epoch, 4), **row, **{k: round(v, 4) for k, v in speed.items()}}
+
+    def _visible(self) -> dict[Kind, int]:
+        ratio = self.settings.view.mask_ratio
+        return {kind: visible_count(grid.tokens, ratio) for kind, grid in self.loader.grids.items()}
+
+    def _tokens_per_clip(self) -> int:
+        return VIEWS * sum(self._visible().values())
+
+    def _flops_per_clip(self) -> int:
+        """Count the operations of a clip that the method needs: forward, and twice that backward."""
+        config = self.settings.model
+        return 3 * VIEWS * sum(config.flops(kind, tokens=tokens) for kind, tokens in self._visible().items())
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and remove the oldest beyond `keep`."""

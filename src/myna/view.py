@@ -6,11 +6,13 @@ of the paper, in the other order). Nothing here depends on workers, ranks, or wh
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from myna.store import Store, expand
 # What a random number is for: one stream each, so that no two draws share numbers.
 _ORDER, _BATCHES, _CLIPS, _SLACK, _START, _MASK = range(6)
 VIEWS = 2
+Place = Literal["auto", "device", "host"]
 
 
 class ViewConfig(BaseModel):
@@ -39,7 +42,9 @@ class Clips:
     What a track has beyond whole clips is not lost: each epoch shifts the track's clips by a random part of it.
     """
 
-    def __init__(self, store: Store, *, clip_seconds: float, crop_frames: int) -> None:
+    def __init__(
+        self, store: Store, *, clip_seconds: float, crop_frames: int, device: torch.device | str = "cpu"
+    ) -> None:
         wanted = round(clip_seconds * store.front_end.frame_rate_hz - 0.5)  # whole frames inside the clip
         usable = np.flatnonzero(store.frames >= crop_frames)
         if not len(usable):
@@ -48,16 +53,19 @@ class Clips:
                 f"Every track in {store.path} is shorter than the {crop_frames} frames of one segment ({found}): "
                 "prepare longer music, or take a shorter segment."
             )
-        frames = torch.from_numpy(store.frames[usable])
+        self.device = torch.device(device)
+        frames = torch.from_numpy(store.frames[usable]).to(device)
         length = frames if wanted <= 0 else frames.clamp(max=max(wanted, crop_frames))
         count = frames // length
         self.tracks = len(usable)
-        self.track = torch.arange(self.tracks).repeat_interleave(count)  # clip → track
+        self.track = torch.arange(self.tracks, device=device).repeat_interleave(count)  # clip → track
         first = torch.cumsum(count, 0) - count
-        self.number = torch.arange(len(self.track)) - first[self.track]  # clip → 0, 1, ... inside its track
+        self.number = (
+            torch.arange(len(self.track), device=device) - first[self.track]
+        )  # clip → 0, 1, ... inside its track
         self.frames = length  # track → frames of each of its clips
         self.slack = frames - count * length  # track → frames beyond whole clips
-        self.row = torch.from_numpy(store.first_rows()[usable])  # track → its first row in the store
+        self.row = torch.from_numpy(store.first_rows()[usable]).to(device)  # track → its first row in the store
         self.count = count
 
     def __len__(self) -> int:
@@ -71,11 +79,11 @@ class Clips:
         fill a batch is left out; it differs each epoch.
         """
         steps = len(self) // batch
-        track_rank = noise.bits(noise.key(seed, epoch, _ORDER), torch.arange(self.tracks))
-        clip_rank = noise.permutation(noise.key(seed, epoch, _CLIPS), len(self))
+        track_rank = noise.bits(noise.key(seed, epoch, _ORDER), torch.arange(self.tracks, device=self.device))
+        clip_rank = noise.permutation(noise.key(seed, epoch, _CLIPS), len(self), self.device)
         by_track = clip_rank[torch.argsort(track_rank[self.track[clip_rank]], stable=True)]
         dealt = by_track[: steps * batch].view(batch, steps).T
-        return dealt[noise.permutation(noise.key(seed, epoch, _BATCHES), steps)]
+        return dealt[noise.permutation(noise.key(seed, epoch, _BATCHES), steps, self.device)]
 
     def span(self, clip: Int[Tensor, " batch"], *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the first store row and the number of frames of each clip, as this epoch cuts them."""
@@ -109,8 +117,10 @@ def draw(
 ) -> Draw:
     """Draw crops and masks for the clips of one step; `first` is the place of clip[0] in the global batch."""
     row, frames = clips.span(clip, seed=seed, epoch=epoch)
-    place = first + torch.arange(len(clip))
-    view = place * VIEWS + torch.arange(VIEWS)[:, None]  # (view, batch): one number for each view of the step
+    place = first + torch.arange(len(clip), device=clip.device)
+    view = (
+        place * VIEWS + torch.arange(VIEWS, device=clip.device)[:, None]
+    )  # (view, batch): one number for each view of the step
     crop_frames = max(grid.frames for grid in grids.values())
     start = noise.below(noise.key(seed, step, _START), view, frames - crop_frames + 1)
     tokens = {
@@ -128,25 +138,38 @@ def draw(
 class Rows(ABC):
     """The frames of a whole store as one tall table, rows x bands, wherever it is kept."""
 
+    device: torch.device  # where indices are wanted and pieces come out
+
     @abstractmethod
-    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
+    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Shaped[Tensor, "*index band"]:
         """Read pieces of rows: row r, cut into `blocks` equal pieces, holds the pieces r * blocks and on."""
 
 
 class HostRows(Rows):
     """The store's memory maps, one after another; only what is asked for is read from disk."""
 
-    def __init__(self, files: Sequence[np.ndarray]) -> None:
-        self.files = files
+    def __init__(self, files: Sequence[np.ndarray], *, threads: int = 1) -> None:
+        self.files, self.threads, self.device = files, threads, torch.device("cpu")
         self.first = np.cumsum([0] + [len(file) for file in files])
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
+    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Shaped[Tensor, "*index band"]:
         index = block.numpy()
         width = self.files[0].shape[1] // blocks
-        out = np.empty((*index.shape, width), np.float16)
+        out = np.empty((*index.shape, width), self.files[0].dtype)
+        if self.pool is None:
+            self._read(index, out, blocks)
+        else:  # NumPy lets go of the interpreter while it copies
+            parts = np.array_split(np.arange(len(index)), self.threads)
+            bounds = [(part[0], part[-1] + 1) for part in parts if len(part)]
+            list(self.pool.map(lambda b: self._read(index[b[0] : b[1]], out[b[0] : b[1]], blocks), bounds))
+        return torch.from_numpy(out)
+
+    def _read(self, index: np.ndarray, out: np.ndarray, blocks: int) -> None:
+        width = out.shape[-1]
         if len(self.files) == 1:
             np.take(self.files[0].reshape(-1, width), index, axis=0, out=out, mode="clip")
-            return torch.from_numpy(out)
+            return
         # every view lies inside one file, so looking at the first row of each is enough
         flat, rows = out.reshape(len(index), -1, width), index.reshape(len(index), -1)
         owner = np.searchsorted(self.first, rows[:, 0] // blocks, side="right") - 1
@@ -154,15 +177,15 @@ class HostRows(Rows):
             mine = np.flatnonzero(owner == number)
             pieces = self.files[number].reshape(-1, width)
             flat[mine] = np.take(pieces, rows[mine] - self.first[number] * blocks, axis=0)
-        return torch.from_numpy(out)
 
 
 class DeviceRows(Rows):
     """The whole store in the memory of a device: nothing is left to load."""
 
     def __init__(self, files: Sequence[np.ndarray], device: torch.device) -> None:
-        rows = sum(len(file) for file in files)
-        self.table = torch.empty((rows, files[0].shape[1]), dtype=torch.float16, device=device)
+        self.device = device
+        rows, kind = sum(len(file) for file in files), torch.from_numpy(np.empty(0, files[0].dtype)).dtype
+        self.table = torch.empty((rows, files[0].shape[1]), dtype=kind, device=device)
         at, piece = 0, 1 << 20
         for file in files:
             for start in range(0, len(file), piece):
@@ -170,13 +193,12 @@ class DeviceRows(Rows):
                 self.table[at : at + len(part)] = part
                 at += len(part)
 
-    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Float16[Tensor, "*index band"]:
+    def take(self, block: Int[Tensor, "*index"], *, blocks: int) -> Shaped[Tensor, "*index band"]:
         table = self.table.view(-1, self.table.shape[1] // blocks)
-        index = block.to(table.device, non_blocking=True)
-        return table.index_select(0, index.flatten()).view(*index.shape, -1)
+        return table.index_select(0, block.flatten()).view(*block.shape, -1)
 
 
-def gather(rows: Rows, first: Tensor, tokens: Tensor, grid: Grid) -> Float16[Tensor, "view batch visible value"]:
+def gather(rows: Rows, first: Tensor, tokens: Tensor, grid: Grid) -> Shaped[Tensor, "view batch visible value"]:
     """Read the visible patches of crops that begin at store rows `first`, companded as the store keeps them."""
     patch = grid.patch
     frame = first[..., None] + (tokens % grid.columns) * patch.frames  # (view, batch, visible)
@@ -212,15 +234,19 @@ class Loader:
         rows: Rows | None = None,
         slice_: slice = slice(None),
     ) -> None:
-        crop_frames = max(grid.frames for grid in grids.values())
-        self.clips = Clips(store, clip_seconds=config.clip_seconds, crop_frames=crop_frames)
+        self.rows = rows if rows is not None else HostRows(store.files)
+        self.clips = Clips(
+            store,
+            clip_seconds=config.clip_seconds,
+            crop_frames=max(grid.frames for grid in grids.values()),
+            device=self.rows.device,
+        )
         if len(self.clips) < batch:
             raise StoreError(
                 f"A batch of {batch} was asked for, but {store.path} has only {len(self.clips)} clips in "
                 f"{self.clips.tracks} tracks: add music, or take --batch {len(self.clips)} or less."
             )
         self.config, self.grids, self.batch, self.seed = config, grids, batch, seed
-        self.rows = rows if rows is not None else HostRows(store.files)
         self.slice = slice(*slice_.indices(batch))
         self._epoch: tuple[int, Tensor] | None = None
 
@@ -249,14 +275,35 @@ class Loader:
         )
 
     def __call__(self, step: int, device: torch.device | str = "cpu") -> dict[Kind, Views]:
-        """Return the views of a step on `device`, one for each patch kind."""
-        drawn = self.draw(step)
+        """Return the views of a step on `device`, one for each patch kind.
+
+        From host memory to a GPU they travel companded, from pinned memory, without making the host wait.
+        """
+        drawn, target = self.draw(step), torch.device(device)
+        travels = target.type == "cuda" and self.rows.device.type == "cpu"
         views = {}
         for kind, grid in self.grids.items():
-            tokens = drawn.tokens[kind]
-            patches = gather(self.rows, drawn.rows, tokens, grid)
-            views[kind] = Views(expand(patches.to(device)), tokens.to(device))
+            pair = gather(self.rows, drawn.rows, drawn.tokens[kind], grid), drawn.tokens[kind]
+            patches, tokens = (x.pin_memory().to(target, non_blocking=True) if travels else x.to(target) for x in pair)
+            views[kind] = Views(expand(patches), tokens)
         return views
+
+
+def place_rows(store: Store, place: Place, device: torch.device, *, threads: int) -> Rows:
+    """Keep a store's frames on the device, or in host memory; `auto`: on a GPU if they take less than 60 % of it.
+
+    Raises StoreError if they were asked onto a device that they do not fit.
+    """
+    size = sum(file.nbytes for file in store.files)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if place == "host" or (place == "auto" and (device.type != "cuda" or size > 0.6 * free)):
+        return HostRows(store.files, threads=threads)
+    if device.type == "cuda" and size > free:
+        raise StoreError(
+            f"The store {store.path} takes {size / 1e9:.1f} GB and the device has {free / 1e9:.1f} GB free: take "
+            "--store-on host."
+        )
+    return DeviceRows(store.files, device)
 
 
 def grids_of(kinds: Sequence[Kind], *, bands: int, frames: int) -> dict[Kind, Grid]:
