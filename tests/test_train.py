@@ -154,6 +154,19 @@ def test_tensorboard_gets_the_same_numbers(store, tmp_path):
     assert [event.value for event in events] == pytest.approx([row["loss"] for row in read_metrics(tmp_path / "run")])
 
 
+def test_attention_is_picked_by_measurement():
+    picked = train.pick_attention(settings(batch=64), torch.device("cpu"), "fp32", "off")
+    assert picked in train.ATTENTION
+
+
+@pytest.mark.parametrize("how", ["sdpa", "products", "sums"])
+def test_every_form_of_attention_trains_alike(store, tmp_path, how):
+    Trainer(store, tmp_path / "run", settings(steps=4, attention=how)).train()
+    Trainer(store, tmp_path / "sdpa", settings(steps=4)).train()
+    one, other = (read_metrics(tmp_path / name)[-1]["loss"] for name in ("run", "sdpa"))
+    assert one == pytest.approx(other, abs=1e-4)
+
+
 def test_a_profile_is_a_trace_and_a_table_of_stages(store, tmp_path):
     Trainer(store, tmp_path / "run", settings(steps=8)).train(profile=3)
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import erf
 
-from myna.vit import ViT, forward_flops, parameter_count
+from myna.vit import ATTENTION, ViT, forward_flops, parameter_count
 
 
 def layer_norm(x, weight, bias):
@@ -56,6 +56,22 @@ def test_flops_of_a_training_clip():
     encoder = forward_flops(tokens=5, dim=384, depth=12, heads=6, head_dim=64, mlp_dim=1536)
     tokenizer = 2 * 5 * 256 * 384
     assert 2 * 3 * (encoder + tokenizer) == pytest.approx(1.285e9, rel=0.01)
+
+
+@pytest.mark.parametrize("how", list(ATTENTION))
+@pytest.mark.parametrize("tokens", [1, 5, 48])
+def test_every_form_of_attention_equals_sdpa_and_so_does_its_gradient(how, tokens):
+    torch.manual_seed(0)
+    vit = ViT(dim=32, depth=2, heads=2, head_dim=16, mlp_dim=64).double()
+    x = torch.randn(3, tokens, 32, dtype=torch.float64)
+    found = []
+    for form in ("sdpa", how):
+        vit.attend_by(form)
+        vit.zero_grad()
+        vit(x).square().sum().backward()
+        found.append([vit(x), *(p.grad.clone() for p in vit.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_samples_do_not_hear_each_other():

@@ -23,7 +23,7 @@ RUN_FORMAT, RUN_VERSION = "myna-run", 1
 # What a resumed run may do differently: how long, how often it speaks and saves. All else decides the result.
 FREE_ON_RESUME = {"epochs", "steps", "log_every", "checkpoint_minutes", "keep", "store_on"}
 # Resolved when a run starts and kept when it is resumed, unless they are given: results differ by rounding only.
-RESOLVED = {"precision": "auto", "micro_batch": "auto", "compile": "auto"}
+RESOLVED = {"precision": "auto", "micro_batch": "auto", "compile": "auto", "attention": "auto"}
 
 
 class TrainConfig(BaseModel):
@@ -40,6 +40,9 @@ class TrainConfig(BaseModel):
     precision: Precision = Field("auto", description="fp32, or bf16 products with fp32 weights; auto measures")
     micro_batch: Literal["auto", "off"] | int = Field("auto", description="clips embedded at once; auto: what fits")
     compile: Compile = Field("auto", description="off, or a mode of torch.compile; auto: default on CUDA, else off")
+    attention: Literal["auto", "sdpa", "products", "sums"] = Field(
+        "auto", description="form of attention; auto measures"
+    )
     store_on: Place = Field("auto", description="device or host memory for the store; auto: device if it fits")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_minutes: float = Field(10.0, gt=0, description="time between two checkpoints")

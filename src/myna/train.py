@@ -30,7 +30,7 @@ from myna.run import RUN_FILE, Metrics, Settings, continued, read_run, total_ste
 from myna.step import Step
 from myna.store import Store
 from myna.view import VIEWS, DeviceRows, Loader, Views, place_rows
-from myna.vit import parameter_count
+from myna.vit import ATTENTION, parameter_count
 
 TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
 STAGES = ("wait for data", "forward+backward", "loss", "optimiser")  # the loss is a part of forward+backward
@@ -90,6 +90,31 @@ def fitting_micro_batch(
     ):
         clips = -(-clips // 2)
     return 0 if clips == local else clips
+
+
+def pick_attention(settings: Settings, device: torch.device, precision: str, compiled: str) -> str:
+    """Return the fastest form of attention for the visible tokens, forward and backward, measured as it will run."""
+    model, grids = settings.model, settings.model.grids()
+    tokens = max(visible_count(grid.tokens, settings.view.mask_ratio) for grid in grids.values())
+    shape = (min(settings.train.batch, 4096) * VIEWS, tokens, 3, model.heads, model.head_dim)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    qkv = torch.randn(shape, device=device, dtype=kind, requires_grad=True)
+
+    def seconds(how: str) -> float:
+        attend = ATTENTION[how] if compiled == "off" else torch.compile(ATTENTION[how], dynamic=False)
+        best = math.inf
+        for _ in range(8):
+            begin = time.perf_counter()
+            attend(*qkv.permute(2, 0, 3, 1, 4)).sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    try:
+        return min(ATTENTION, key=seconds)
+    except (RuntimeError, torch.OutOfMemoryError):  # no compiler, or no room: the safe form
+        return "sdpa"
 
 
 def optimizer_tensors(model: MynaModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -205,6 +230,7 @@ class Trainer:
         self.steps = total_steps(config, self.loader.steps_per_epoch)
         self.step = 0
         self.model = self._initial_model(init_from).to(self.device)
+        self.model.encoder.attend_by(config.attention)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=config.learning_rate,
@@ -237,7 +263,12 @@ class Trainer:
         compiled = config.compile
         if compiled == "auto":
             compiled = "default" if self.device.type == "cuda" else "off"
-        update = {"precision": precision, "micro_batch": micro, "compile": compiled}
+        attention = config.attention
+        if attention == "auto":
+            attention = (
+                pick_attention(settings, self.device, precision, compiled) if self.device.type == "cuda" else "sdpa"
+            )
+        update = {"precision": precision, "micro_batch": micro, "compile": compiled, "attention": attention}
         return settings.model_copy(update={"train": config.model_copy(update=update)})
 
     def _check_start(self, earlier: dict[str, Any] | None, *, resume: bool, init_from: str | Path | None) -> None:

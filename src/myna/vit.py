@@ -8,8 +8,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend with two batched matrix products."""
+    return (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1) @ value
+
+
+def by_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend with products and sums of elements, which a compiler fuses into one kernel when tokens are few."""
+    scores = (query.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1) * query.shape[-1] ** -0.5
+    return (scores.softmax(-1).unsqueeze(-1) * value.unsqueeze(-3)).sum(-2)
+
+
+# Flash kernels start a block of 64 or more rows for each head of each sample: a trap when there are 5 tokens
+ATTENTION = {"sdpa": F.scaled_dot_product_attention, "products": by_products, "sums": by_sums}
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens of a sample."""
+    """Multi-head self-attention over all tokens of a sample. `how` names one of `ATTENTION`, all equal."""
+
+    how = "sdpa"
 
     def __init__(self, dim: int, *, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -22,7 +39,7 @@ class Attention(nn.Module):
         batch, tokens, _ = x.shape
         qkv = self.to_qkv(self.norm(x)).view(batch, tokens, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, head, token, head_dim)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = ATTENTION[self.how](query, key, value)
         return self.to_out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -55,6 +72,11 @@ class ViT(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, heads=heads, head_dim=head_dim, mlp_dim=mlp_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
+
+    def attend_by(self, how: str) -> None:
+        """Choose the form of attention; the numbers stay the same but for rounding."""
+        for block in self.blocks:
+            block.attention.how = how
 
     def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         for block in self.blocks:
