@@ -106,7 +106,7 @@ def test_resume_keeps_what_decides_the_result(store, tmp_path):
     with pytest.raises(RunError, match=r"began with temperature 0\.1, and 0\.5 was given"):
         Trainer(store, tmp_path / "run", settings(steps=4, temperature=0.5), resume=True)
     other = make_store(tmp_path / "store", random_mels(31, 130))
-    with pytest.raises(RunError, match="not the one that the run began with"):
+    with pytest.raises(RunError, match="is not what the run began with"):
         Trainer(other, tmp_path / "run", settings(steps=4), resume=True)
 
 

@@ -103,6 +103,21 @@ def test_an_epoch_takes_every_clip_once_and_no_track_twice_in_a_batch(tmp_path):
     assert not torch.equal(clips.order(seed=1, epoch=0, batch=batch), clips.order(seed=1, epoch=1, batch=batch))
 
 
+@pytest.mark.parametrize(("tracks", "batch"), [(30, 25), (40, 32), (64, 32), (25, 25)])
+def test_unequal_tracks_never_meet_themselves_while_there_are_enough(tmp_path, tracks, batch):
+    rng = np.random.default_rng(0)
+    store = make_store(tmp_path / "store", [numbered_mel(int(n), 8) for n in rng.integers(320, 6000, tracks)])
+    clips = Clips(store, clip_seconds=10.0, crop_frames=96)
+    steps = clips.steps(batch)
+    fits = [s for s in range(1, 100) if sum(min(int(n), s) for n in clips.count) >= s * batch]
+    assert steps == max(fits)
+    for epoch in range(3):
+        order = clips.order(seed=0, epoch=epoch, batch=batch)
+        assert order.shape == (steps, batch)
+        assert len(order.unique()) == steps * batch
+        assert all(len(clips.track[step].unique()) == batch for step in order)
+
+
 def test_every_clip_gets_its_turn(tmp_path):
     store = make_store(tmp_path / "store", [numbered_mel(96) for _ in range(7)])
     clips = Clips(store, clip_seconds=10.0, crop_frames=96)

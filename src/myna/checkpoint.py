@@ -7,6 +7,7 @@ optimiser's state beside it, so every checkpoint is a model that can be used.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,10 +99,15 @@ def save_model(
     write_folder(path, write)
 
 
-def sweep(path: Path) -> None:
-    """Remove what a killed process left half-written in a folder and in those below it."""
-    for left in path.rglob(".*.part"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.\d+\.part")
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process left half-written in a run's folder: our own temporary names and nothing else."""
+    for folder in (run, run / "checkpoints"):
+        for left in folder.iterdir() if folder.is_dir() else ():
+            if LEFTOVER.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @dataclass(frozen=True)

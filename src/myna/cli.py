@@ -6,7 +6,9 @@ Data goes to stdout, progress and messages to stderr. Exit status: 0 well; 1 the
 
 import importlib
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,7 @@ from myna.patch import Kind
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
 from myna.rank import join, local_device
-from myna.run import read_run
+from myna.run import length_of, read_run
 from myna.store import Store
 from myna.track import find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Plan, Trainer
@@ -38,8 +40,9 @@ app = App(
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 
 
@@ -117,7 +120,9 @@ def pretrain(
     settings
         Any setting of `myna recipe NAME`, laid over recipe and config.
     """
-    chosen = read_run(out)["settings"] if resume and recipe is None else recipes.get(recipe or "base")
+    chosen = recipes.get(recipe or "base")
+    if resume:
+        chosen = read_run(out)["settings"] if recipe is None else length_of(read_run(out)["settings"], chosen)
     if config:
         chosen = recipes.override(chosen, recipes.read_yaml(config))
     chosen = recipes.override(chosen, settings)
@@ -128,7 +133,7 @@ def pretrain(
     if not world.is_main:
         return EXIT_STOPPED if stopped is not None else 0
     if trainer.gradient.why_not_compiled:
-        err.print(f"The model was not compiled: {trainer.gradient.why_not_compiled}", markup=False)
+        err.print(f"The model was not compiled: {trainer.gradient.why_not_compiled}")
     if profile:
         err.print(f"{out / TRACE_FILE} can be opened in Perfetto or chrome://tracing.")
         print((out / STAGES_FILE).read_text(encoding="utf-8"), end="")
@@ -233,7 +238,7 @@ def demo(
     """
     page = _extra("demo").demo(out, music=music, size=size, seed=seed, overrides=settings)
     print(page)
-    return 0
+    return _some_failed(len(failures(out / "store")), out / "store")
 
 
 @app.command(name="recipe")
@@ -278,6 +283,8 @@ def show_doctor() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
     try:
         sys.exit(app(arguments, exit_on_error=False, print_error=False) or 0)
     except (MynaError, CycloptsError) as error:
@@ -286,12 +293,16 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "Stopped. Run the same command again to go on.")
         sys.exit(EXIT_STOPPED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader, such as `head`, has seen enough
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()  # the reader, such as `head`, has seen enough
+            return
+        _complain(f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}.")
+        sys.exit(EXIT_USER)
 
 
 def _complain(message: str) -> None:
-    err.print(f"myna: {message}", markup=False)
+    err.print(f"myna: {message}")
 
 
 def _some_failed(count: int, out: Path) -> int:

@@ -4,6 +4,7 @@ model = Myna.from_pretrained("runs/a")
 model.encode(["a.mp3", "b.flac"])        # (2, dim) float32
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,6 +108,8 @@ class Myna:
         self.precision = pick_precision(precision, self.device)
         # on a CPU a few windows at a time stay in the cache; a GPU wants many
         self.batch = batch or (16 if self.device.type == "cpu" else 256)
+        if self.batch < 1:
+            raise ConfigError(f"A batch of {self.batch} windows was asked for; at least 1 is needed.")
         self.hash = hash
         self._mel = MelSpectrogram(self.front_end).to(self.device)
 
@@ -165,9 +168,9 @@ class Myna:
         Files are decoded by `workers` threads, a bounded stretch ahead of the encoder; windows of different tracks
         share a batch. A file that cannot be used yields its AudioError, and the rest goes on.
         """
-        hop = self.window_samples if hop_s is None else round(hop_s * self.rate_hz)
-        if hop < 1:
-            raise ConfigError(f"A hop of {hop_s} s was given; it must be above 0.")
+        hop = self.hop_samples(hop_s)
+        if workers is not None and workers < 1:
+            raise ConfigError(f"{workers} workers were asked for; at least 1 is needed.")
         waiting: list[tuple[_Track, np.ndarray]] = []
         with _Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers) as events:
             for track, window in events:
@@ -180,6 +183,14 @@ class Myna:
                 if len(waiting) == self.batch:
                     yield from self._flush(waiting)
             yield from self._flush(waiting)
+
+    def hop_samples(self, hop_s: float | None) -> int:
+        """Return the samples from one window to the next."""
+        if hop_s is None:
+            return self.window_samples
+        if not (math.isfinite(hop_s) and round(hop_s * self.rate_hz) >= 1):
+            raise ConfigError(f"A hop of {hop_s} s was given; it must be above 0.")
+        return round(hop_s * self.rate_hz)
 
     def _flush(self, waiting: list[tuple[_Track, np.ndarray]]) -> Iterator[tuple[int, Embedding | AudioError]]:
         """Embed the windows that wait, and yield the tracks that are complete by it."""

@@ -69,7 +69,7 @@ def about(model: Myna, *, windows: bool, hop_s: float | None) -> dict[str, Any]:
         "patches": list(model.kinds),
         "dim": model.dim,
         "window_samples": model.window_samples,
-        "hop_samples": model.window_samples if hop_s is None else round(hop_s * model.rate_hz),
+        "hop_samples": model.hop_samples(hop_s),
         "rows": "windows" if windows else "tracks",
         "amplitude": model.model.config.amplitude,
         "front_end": model.front_end.model_dump(),

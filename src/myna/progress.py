@@ -14,7 +14,11 @@ class Bar:
     def __init__(self, name: str, unit: str) -> None:
         self.name, self.unit = name, unit
         self.console = Console(stderr=True)
-        columns = TextColumn("{task.description:>9}"), BarColumn(bar_width=28), TextColumn("{task.fields[told]}")
+        columns = (
+            TextColumn("{task.description:>9}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[told]}", markup=False),
+        )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(name, told="", total=None)
         self.began = self.spoke = time.monotonic()

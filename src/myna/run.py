@@ -32,7 +32,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch: int = Field(4096, ge=2, description="clips in a batch")
-    epochs: float = Field(500.0, gt=0, description="passes over the clips of the store")
+    epochs: float = Field(500.0, gt=0, allow_inf_nan=False, description="passes over the clips of the store")
     steps: int | None = Field(None, ge=1, description="total steps, instead of epochs")
     learning_rate: float = Field(3e-4, gt=0, description="Adam's learning rate")
     weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay")
@@ -132,12 +132,18 @@ def read_run(run: str | Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
 
+def length_of(old: Settings, new: Settings) -> Settings:
+    """Return new settings with what a resumed run may change as the old run had it."""
+    free = {name: getattr(old.train, name) for name in FREE_ON_RESUME}
+    return new.model_copy(update={"train": new.train.model_copy(update=free)})
+
+
 def continued(settings: Settings, earlier: dict[str, Any], store: Store) -> Settings:
     """Return the settings to resume with; what would change the result must be as it was."""
     if earlier["store"]["hash"] != store.hash:
         raise RunError(
-            f"The store {store.path} is not the one that the run began with ({earlier['store']['path']}): resume with "
-            "that, or start a new run from its weights with --init-from."
+            f"The music in the store {store.path} is not what the run began with (in {earlier['store']['path']}): "
+            "resume with that, or start a new run from its weights with --init-from."
         )
     old: Settings = earlier["settings"]
     free = {name: getattr(settings.train, name) for name in FREE_ON_RESUME}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model, write_text
+from myna.checkpoint import LEFTOVER, checkpoints, model_hash, open_checkpoint, save_model, write_text
 from myna.device import cores, free_bytes, peak_flops, pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
 from myna.mask import visible_count
@@ -281,6 +281,8 @@ class Trainer:
             raise RunError("--resume goes on with a run and --init-from starts a new one: give one of them.")
         if resume and not earlier:
             raise RunError(f"There is no run in {self.run} to resume: start it without --resume.")
+        if not earlier and self.run.is_dir() and any(not LEFTOVER.fullmatch(p.name) for p in self.run.iterdir()):
+            raise RunError(f"{self.run} holds other files and no run: name a new or an empty folder for the run.")
 
     def _initial_model(self, init_from: str | Path | None) -> MynaModel:
         if init_from is None:

@@ -71,17 +71,34 @@ class Clips:
     def __len__(self) -> int:
         return len(self.track)
 
+    def steps(self, batch: int) -> int:
+        """Return the steps of an epoch: the most that can be filled without two clips of one track in a batch."""
+        if self.tracks < batch:
+            return len(self) // batch
+        low, high = 1, len(self) // batch  # the largest s with sum over tracks of min(clips, s) >= s * batch
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = int(self.count.clamp(max=middle).sum()) >= middle * batch
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
     def order(self, *, seed: int, epoch: int, batch: int) -> Int[Tensor, "step batch"]:
         """Return the clips of every step of an epoch. A batch holds no two clips of one track if it can.
 
         Tracks are put in random order, each with its clips side by side in random order, and then dealt out to the
-        batches like cards: as long as a track has no more clips than there are batches, they all part. What does not
-        fill a batch is left out; it differs each epoch.
+        batches like cards: as no track gives more clips than there are batches, they all part. What is left out
+        differs each epoch. Only with fewer tracks than a batch has clips do clips of one track meet.
         """
-        steps = len(self) // batch
+        steps = self.steps(batch)
         track_rank = noise.bits(noise.key(seed, epoch, _ORDER), torch.arange(self.tracks, device=self.device))
         clip_rank = noise.permutation(noise.key(seed, epoch, _CLIPS), len(self), self.device)
         by_track = clip_rank[torch.argsort(track_rank[self.track[clip_rank]], stable=True)]
+        if self.tracks >= batch:  # no more of a track than there are batches: the others have their turn another time
+            track = self.track[by_track]
+            new = torch.ones_like(track, dtype=torch.bool)
+            new[1:] = track[1:] != track[:-1]
+            place = torch.arange(len(track), device=self.device)
+            by_track = by_track[place - torch.where(new, place, 0).cummax(0).values < steps]
         dealt = by_track[: steps * batch].view(batch, steps).T
         return dealt[noise.permutation(noise.key(seed, epoch, _BATCHES), steps, self.device)]
 
@@ -246,13 +263,14 @@ class Loader:
                 f"A batch of {batch} was asked for, but {store.path} has only {len(self.clips)} clips in "
                 f"{self.clips.tracks} tracks: add music, or take --batch {len(self.clips)} or less."
             )
+        self._steps = self.clips.steps(batch)
         self.config, self.grids, self.batch, self.seed = config, grids, batch, seed
         self.slice = slice(*slice_.indices(batch))
         self._epoch: tuple[int, Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.clips) // self.batch
+        return self._steps
 
     def clip_numbers(self, step: int) -> Int[Tensor, " batch"]:
         """Return which clips the whole batch of this step holds."""
