@@ -8,9 +8,9 @@ from myna.mel import FrontEnd
 from myna.store import SCHEMA, Part, Store, Writer, manifest_table
 
 
-def make_store(path: Path, mels: list[np.ndarray], *, file_bytes: int = 1 << 30) -> Store:
+def make_store(path: Path, mels: list[np.ndarray], *, file_bytes: int = 1 << 30, dtype: str = "float16") -> Store:
     """Write power mels (frame, band) as the tracks of a store, several to a data file."""
-    part = Part(path, FrontEnd(bands=mels[0].shape[1] if mels else 128))
+    part = Part(path, FrontEnd(bands=mels[0].shape[1] if mels else 128), dtype=dtype)
     part.begin([])
     writer = Writer(part, 0, file_bytes=file_bytes)
     rows = []

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -81,6 +83,40 @@ def test_pretrain_resumes_without_being_told_the_recipe_again(place, tmp_path, c
     assert "2 are done" in said(capsys)[1]
     assert status(["info", run]) == 0
     assert "step-000000004" in said(capsys)[0]
+
+
+def test_resume_with_the_recipe_named_keeps_the_length(place, tmp_path, capsys):
+    run, small = tmp_path / "run", [*TINY, "--batch", "4"]
+    assert status(["pretrain", place / "store", "-o", run, *small, "--steps", "2"]) == 0
+    assert status(["pretrain", place / "store", "-o", run, *small, "--resume"]) == 0
+    assert "2, 1 an epoch; 2 are done" in said(capsys)[1]
+
+
+def test_what_cannot_be_written_is_one_sentence(place, capsys):
+    arguments = ["pretrain", place / "store", "-o", "/dev/null/x", *TINY, "--batch", "4", "--steps", "1"]
+    assert status(arguments) == 1
+    assert "could not be read or written" in said(capsys)[1]
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(place, tmp_path, capsys):
+    out = tmp_path / "st[/x] [b]"
+    assert status(["prepare", place / "music", "-o", out, "--workers", "1"]) == 3
+    assert f"myna errors {out}" in said(capsys)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_always_told(place, tmp_path, number):
+    code = "import myna.cli, time; print('go', flush=True); myna.cli.main()"
+    arguments = ["prepare", str(place / "music"), "-o", str(tmp_path / "store"), "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "go\n"
+    time.sleep(0.5)  # its workers are still importing PyTorch
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in err.lower()
 
 
 def test_a_config_file_is_laid_over_the_recipe_and_flags_over_it(place, tmp_path, capsys):

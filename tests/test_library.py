@@ -106,6 +106,27 @@ def test_running_again_embeds_only_what_is_new(folder, tmp_path, monkeypatch, wi
     assert moved == wanted
 
 
+def test_naming_one_file_keeps_the_others(folder, tmp_path):
+    out = tmp_path / "l.parquet"
+    embed(folder, out)
+    before = set(read_library(out)[0]["path"].to_pylist())
+    write_audio(folder / "new.wav", music(5.0, 16_000, seed=9), 16_000)
+    summary = embed(folder / "new.wav", out)
+    assert (summary.tracks, summary.new, summary.others) == (1, 1, 3)
+    after = set(read_library(out)[0]["path"].to_pylist())
+    assert after == (before | {str(folder / "new.wav")}) - {str(folder / "bad.mp3")}
+
+
+def test_a_name_that_is_no_utf8(folder, tmp_path):
+    odd = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.wav")
+    shutil.copy(folder / "a.wav", odd)
+    for _ in range(2):
+        embed(folder, tmp_path / "l.parquet")
+    names = [os.path.basename(path) for path in read_library(tmp_path / "l.parquet")[0]["path"].to_pylist()]
+    assert "caf\\xe9.wav" in names
+    assert len(names) == 5
+
+
 def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     out = tmp_path / "l.parquet"
     monkeypatch.setattr(library, "PART_SECONDS", 0.0)

@@ -330,7 +330,32 @@ def test_other_front_ends(songs, tmp_path):
         prepare([Track(songs / WAV)], tmp_path / "s")
 
 
-@pytest.mark.parametrize("wrong", [{"shard": (2, 2)}, {"shard": (-1, 1)}, {"workers": 0}, {"min_samples": 0}])
+def test_bytes_take_half_the_space(songs, prepared, tmp_path):
+    tracks, out = [Track(songs / WAV), Track(songs / "0 mp3.mp3")], tmp_path / "s"
+    assert prepare(tracks, out, workers=1, dtype="uint8").new == 2
+    store, usual = Store.open(out), Store.open(prepared[1])
+    assert {file.suffix for file in (out / "data").iterdir()} == {".u8"}
+    assert sum(file.stat().st_size for file in (out / "data").iterdir()) == store.frames.sum() * 128
+    for track, name in enumerate(store.content_hashes):
+        same, byte = usual.mel(usual.content_hashes.index(name)), store.mel(track)
+        heard = (same > 1e-9) & (same < 1e5)
+        assert heard.mean() > 0.5
+        np.testing.assert_allclose(byte[heard], same[heard], rtol=0.07)  # 6.6 % and 0.2 %
+    assert prepare(tracks, out, dtype="uint8").new == 0
+    assert_refused_as_it_is(tracks, out)
+    assert prepare(tracks[1:], out, workers=1, dtype="uint8").new == 0
+
+
+def assert_refused_as_it_is(tracks, out):
+    before = listing(out)
+    with pytest.raises(StoreError, match="made with uint8, not with float16: prepare into another folder"):
+        prepare(tracks, out)
+    assert listing(out) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shard": (2, 2)}, {"shard": (-1, 1)}, {"workers": 0}, {"min_samples": 0}, {"dtype": "int8"}]
+)
 def test_impossible_settings(songs, tmp_path, wrong):
     with pytest.raises(ConfigError):
         prepare([Track(songs / WAV)], tmp_path / "s", **wrong)
@@ -345,3 +370,17 @@ def test_names_that_are_no_utf8(songs, tmp_path):
     assert prepare([Track(odd)], tmp_path / "s", workers=1).new == 1
     assert Store.open(tmp_path / "s").paths == [str(tmp_path) + "/caf\\xe9.wav"]
     assert prepare([Track(odd)], tmp_path / "s", workers=1).new == 0
+
+
+def test_naming_one_file_keeps_the_others(songs, tmp_path):
+    first, second = tmp_path / "a.wav", tmp_path / "b.wav"
+    shutil.copy(songs / WAV, first)
+    prepare([Track(first, {"mood": "calm"})], tmp_path / "s", workers=1)
+    shutil.copy(songs / WAV, second)
+    prepare([Track(second)], tmp_path / "s", workers=1)
+    store = Store.open(tmp_path / "s")
+    assert store.manifest["path"].to_pylist() == [str(first), str(second)]
+    assert store.manifest["mood"].to_pylist() == ["calm", None]
+    first.unlink()
+    prepare([Track(second)], tmp_path / "s", workers=1)
+    assert Store.open(tmp_path / "s").manifest["path"].to_pylist() == [str(second)]

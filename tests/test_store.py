@@ -14,6 +14,7 @@ from myna.mel import FrontEnd
 from myna.store import SCHEMA, Part, Store, Writer, compress, expand, manifest_table
 
 SMALL = FrontEnd(bands=8)
+SIZES = [("float16", 2, 0.002), ("uint8", 1, 0.0656)]  # dtype, bytes a number, relative error
 
 
 def row(path, content_hash, **facts):
@@ -40,8 +41,8 @@ def write(part, names, slot=0, **settings):
     return [row | {"extra": {}} for row in rows]
 
 
-def make(path, names, **settings):
-    part = Part(path, SMALL)
+def make(path, names, dtype="float16", **settings):
+    part = Part(path, SMALL, dtype=dtype)
     part.finish(manifest_table(write(part, names, **settings)))
     return Store.open(path)
 
@@ -65,6 +66,84 @@ def test_expand_takes_tensors_and_arrays():
     tensor = expand(torch.from_numpy(companded))
     assert tensor.dtype == torch.float32
     np.testing.assert_array_equal(tensor.numpy(), expand(companded))
+
+
+def decibels(power):
+    return 10 * np.log10(power.astype(np.float64))
+
+
+def test_bytes_are_spaced_evenly_in_decibels():
+    codes = np.arange(256, dtype=np.uint8)
+    power = expand(codes)
+    assert power.dtype == np.float32
+    assert power[0] == 0
+    np.testing.assert_allclose(decibels(power[1:]), np.linspace(-90, 50, 255), atol=1e-4)
+    np.testing.assert_array_equal(compress(power, "uint8"), codes)
+
+
+def test_bytes_come_back_within_half_a_step():
+    power = np.geomspace(1e-9, 1e5, 1_000_001).astype(np.float32)
+    codes = compress(power, "uint8")
+    assert (codes.dtype, codes[0], codes[-1]) == (np.uint8, 1, 255)
+    half_step_db = 140 / 254 / 2
+    error_db = np.abs(decibels(expand(codes)) - decibels(power)).max()
+    assert half_step_db - 0.001 < error_db < half_step_db + 1e-4
+    assert round(half_step_db, 3) == 0.276, "the documentation says so"
+    relative = np.abs(expand(codes) / power - 1).max()
+    assert relative == pytest.approx(10 ** (half_step_db / 10) - 1, abs=1e-4)
+    assert round(100 * relative, 1) == 6.6, "the documentation says so"
+
+
+def test_bytes_beyond_the_range():
+    edge = 1e-9 * 10 ** (-140 / 254 / 2 / 10)  # half a step below the least power
+    power = np.array([0, 1e-45, 1e-38, edge * 0.999, edge * 1.001, 1.1e5, 3e38, np.inf], np.float32)
+    assert compress(power, "uint8").tolist() == [0, 0, 0, 0, 1, 255, 255, 255]
+
+
+def test_bytes_expand_alike_in_tensors_and_arrays():
+    codes = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
+    tensor = torch.from_numpy(codes)
+    power = expand(tensor)
+    assert (power.dtype, power.shape) == (torch.float32, codes.shape)
+    np.testing.assert_allclose(power.numpy(), expand(codes), rtol=1e-6, atol=0)
+    assert power[0, 0, 0] == 0
+    assert tensor.flatten().tolist() == list(range(256)), "the codes are not written over"
+
+
+def test_a_store_of_bytes(tmp_path):
+    names = [(f"/{i}", f"h{i}") for i in range(5)]
+    store = make(tmp_path / "s", names, "uint8", file_bytes=2 * 20 * 8)
+    assert store.dtype == "uint8"
+    assert [(file.dtype, len(file), file.flags.writeable) for file in store.files] == [
+        (np.uint8, rows, False) for rows in (40, 40, 20)
+    ]
+    assert {path.suffix for path in (tmp_path / "s" / "data").iterdir()} == {".u8"}
+    laid_out = np.concatenate(store.files)
+    for track, first in enumerate(store.first_rows()):
+        np.testing.assert_allclose(store.mel(track), mel(track), rtol=0.0656)
+        np.testing.assert_array_equal(expand(laid_out[first : first + 20]), store.mel(track))
+
+
+def test_bytes_are_another_hash_and_another_folder(tmp_path):
+    one, other = (make(tmp_path / dtype, [("/a", "h1")], dtype) for dtype in ("float16", "uint8"))
+    assert one.hash != other.hash
+    with pytest.raises(StoreError, match="made with float16, not with uint8: prepare into another folder"):
+        Part(tmp_path / "float16", SMALL, dtype="uint8")
+    with pytest.raises(StoreError, match="made with uint8, not with float16"):
+        Part(tmp_path / "uint8", SMALL)
+
+
+def test_stores_without_a_dtype_are_float16(tmp_path):
+    store = make(tmp_path / "s", [("/a", "h1")])
+    settings = tmp_path / "s" / "store.json"
+    told = json.loads(settings.read_text())
+    assert told.pop("dtype") == "float16"
+    settings.write_text(json.dumps(told))
+    older = Store.open(tmp_path / "s")
+    assert (older.dtype, older.hash) == ("float16", store.hash)
+    assert older.hash == "162d46ac6e6198c72b8d544fc36f1b2f", "runs remember it"
+    np.testing.assert_array_equal(older.mel(0), store.mel(0))
+    assert Part(tmp_path / "s", SMALL).known()[0]["path"] == "/a"
 
 
 def test_round_trip(tmp_path):
@@ -127,8 +206,9 @@ def test_extra_columns_keep_their_types(tmp_path):
     assert manifest.schema.names[: len(SCHEMA)] == list(SCHEMA)
 
 
-def test_aborted_frames_are_gone(tmp_path):
-    part = Part(tmp_path / "s", SMALL)
+@pytest.mark.parametrize(("dtype", "bytes_", "error"), SIZES)
+def test_aborted_frames_are_gone(tmp_path, dtype, bytes_, error):
+    part = Part(tmp_path / "s", SMALL, dtype=dtype)
     part.begin([])
     writer = Writer(part, 0)
     writer.append(mel(9))
@@ -140,12 +220,13 @@ def test_aborted_frames_are_gone(tmp_path):
     assert (first["row"], first["frames"]) == (0, 20)
     part.finish(manifest_table([first]))
     store = Store.open(tmp_path / "s")
-    np.testing.assert_allclose(store.mel(0), mel(1), rtol=0.002)
-    assert (tmp_path / "s" / "data" / first["file"]).stat().st_size == 20 * 8 * 2
+    np.testing.assert_allclose(store.mel(0), mel(1), rtol=error)
+    assert (tmp_path / "s" / "data" / first["file"]).stat().st_size == 20 * 8 * bytes_
 
 
-def test_what_a_kill_leaves_half_written_is_cut_off(tmp_path):
-    part = Part(tmp_path / "s", SMALL)
+@pytest.mark.parametrize(("dtype", "bytes_", "error"), SIZES)
+def test_what_a_kill_leaves_half_written_is_cut_off(tmp_path, dtype, bytes_, error):
+    part = Part(tmp_path / "s", SMALL, dtype=dtype)
     rows = write(part, [("/a", "h1")])
     data, journal = (next((tmp_path / "s" / folder).iterdir()) for folder in ("data", "journal"))
     with open(data, "ab") as file:
@@ -161,8 +242,8 @@ def test_what_a_kill_leaves_half_written_is_cut_off(tmp_path):
     part.finish(manifest_table(rows))
     store = Store.open(tmp_path / "s")
     for track, seed in enumerate((1, 2)):
-        np.testing.assert_allclose(store.mel(track), mel(seed), rtol=0.002)
-    assert data.stat().st_size == 40 * 8 * 2
+        np.testing.assert_allclose(store.mel(track), mel(seed), rtol=error)
+    assert data.stat().st_size == 40 * 8 * bytes_
 
 
 def test_an_update_never_looks_whole_before_its_end(tmp_path):
@@ -194,11 +275,13 @@ def test_parts_make_a_store_when_all_are_there(tmp_path):
         Part(tmp_path / "s", FrontEnd(), 0, 2)
 
 
-def test_a_short_data_file_is_noticed(tmp_path):
-    store = make(tmp_path / "s", [("/a", "h1")])
+@pytest.mark.parametrize(("dtype", "bytes_"), [sizes[:2] for sizes in SIZES])
+def test_a_short_data_file_is_noticed(tmp_path, dtype, bytes_):
+    store = make(tmp_path / "s", [("/a", "h1")], dtype)
     file = tmp_path / "s" / "data" / store.manifest["file"][0].as_py()
-    os.truncate(file, 100)
-    with pytest.raises(StoreError, match="100 bytes"):
+    whole = 20 * 8 * bytes_
+    os.truncate(file, whole - 1)
+    with pytest.raises(StoreError, match=f"has {whole - 1} bytes, but its manifest needs {whole}:"):
         Store.open(tmp_path / "s")
     file.unlink()
     with pytest.raises(StoreError, match="0 bytes"):
@@ -216,7 +299,12 @@ def test_what_is_no_store_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 99}, "version 99"), ({"format": "x"}, "format x"), ({"front_end": {"hop": 1}}, "not those of")],
+    [
+        ({"version": 99}, "version 99"),
+        ({"format": "x"}, "format x"),
+        ({"front_end": {"hop": 1}}, "not those of"),
+        ({"dtype": "int4"}, "dtype is int4, not float16 or uint8"),
+    ],
 )
 def test_settings_that_cannot_be_read(tmp_path, change, message):
     make(tmp_path / "s", [("/a", "h1")])

@@ -101,6 +101,22 @@ def test_a_run_is_never_overwritten_by_accident(store, tmp_path):
         Trainer(store, tmp_path / "run", settings(), resume=True, init_from=tmp_path / "run")
 
 
+def test_nobodys_files_are_touched(store, tmp_path):
+    mine = tmp_path / "home"
+    (mine / "sub").mkdir(parents=True)
+    (mine / "sub" / ".thesis.tex.part").write_text("precious")
+    with pytest.raises(RunError, match="holds other files and no run"):
+        Trainer(store, mine, settings(steps=2))
+    run = tmp_path / "run"
+    Trainer(store, run, settings(steps=2)).train()
+    (run / ".notes.part").write_text("mine")
+    (run / ".run.json.123.part").write_text("left by a kill")
+    Trainer(store, run, settings(steps=3), resume=True).train()
+    assert (run / ".notes.part").exists()
+    assert not (run / ".run.json.123.part").exists()
+    assert (mine / "sub" / ".thesis.tex.part").read_text() == "precious"
+
+
 def test_resume_keeps_what_decides_the_result(store, tmp_path):
     Trainer(store, tmp_path / "run", settings(steps=2)).train()
     with pytest.raises(RunError, match=r"began with temperature 0\.1, and 0\.5 was given"):

@@ -188,6 +188,26 @@ def test_too_short_too_few_and_nothing_are_clear_errors(tmp_path):
         loader(few, batch=4)
 
 
+@pytest.mark.parametrize("place", [HostRows, lambda files: DeviceRows(files, torch.device("cpu"))])
+def test_a_store_of_bytes_gives_the_same_views_within_its_error(tmp_path, place):
+    mels = random_mels(6, 200)
+    exact = make_store(tmp_path / "exact", mels)
+    coarse = make_store(tmp_path / "coarse", mels, dtype="uint8", file_bytes=30_000)
+    for step in range(2):
+        one = loader(exact)(step)
+        other = Loader(coarse, ViewConfig(), GRIDS, batch=4, seed=0, rows=place(coarse.files))(step)
+        for kind in one:
+            assert torch.equal(one[kind].tokens, other[kind].tokens)
+            np.testing.assert_allclose(other[kind].patches, one[kind].patches, rtol=0.07, atol=2e-9)
+
+
+def test_several_threads_read_what_one_reads(store):
+    drawn = loader(store).draw(1)
+    for kind, grid in GRIDS.items():
+        one, many = (gather(HostRows(store.files, threads=n), drawn.rows, drawn.tokens[kind], grid) for n in (1, 3))
+        assert torch.equal(one, many)
+
+
 def test_vertical_alone_uses_98_frames():
     grid = grids_of(("vertical",), bands=128, frames=98)["vertical"]
     assert grid == Grid(PATCHES["vertical"], 1, 49)

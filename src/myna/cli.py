@@ -47,7 +47,15 @@ Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 
 
 @app.command
-def prepare(paths: list[str], /, *, out: Out, shard: str = "0/1", workers: int | None = None) -> int:
+def prepare(
+    paths: list[str],
+    /,
+    *,
+    out: Out,
+    shard: str = "0/1",
+    workers: int | None = None,
+    dtype: Literal["float16", "uint8"] = "float16",
+) -> int:
     """Turn music into a mel store: every spectrogram computed once.
 
     Running it again touches only what is new or changed; a run that was stopped goes on where it was.
@@ -62,6 +70,8 @@ def prepare(paths: list[str], /, *, out: Out, shard: str = "0/1", workers: int |
         Prepare only part i of N, as in 0/4, for many machines; the store is whole when all parts are there.
     workers
         Processes; all cores by default.
+    dtype
+        float16 keeps power within 0.2 %; uint8 takes half of the space and keeps it within 0.28 dB (6.6 %).
     """
     with Bar("prepare", "files") as bar:
         summary = prepare_store(
@@ -69,6 +79,7 @@ def prepare(paths: list[str], /, *, out: Out, shard: str = "0/1", workers: int |
             out,
             shard=_shard(shard),
             workers=workers,
+            dtype=dtype,
             progress=lambda at: bar(
                 at.done,
                 at.files,
@@ -208,6 +219,7 @@ def embed(
     err.print(
         f"{out}: {summary.tracks} tracks of {myna.dim} numbers; {summary.new} new, {summary.reused} as they were, "
         f"{summary.padded} shorter than a window, {len(summary.failed)} failed"
+        + (f"; {summary.others} others were in it and stay" if summary.others else "")
     )
     return _some_failed(len(summary.failed), out)
 

@@ -3,6 +3,7 @@
 With composed songs the labels are known, so what was learned can be measured on songs that training never saw.
 """
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ from myna.report import (
     verdict,
     write_page,
 )
-from myna.run import Settings, read_metrics
+from myna.run import RUN_FILE, Settings, read_metrics, read_run
 from myna.songs import Song, write_corpus
 from myna.store import Store
-from myna.track import Track, find_tracks
+from myna.track import Track, find_tracks, track_name
 from myna.train import Trainer
 from myna.vit import parameter_count
 
@@ -91,7 +92,8 @@ def demo(
     model = Myna.from_pretrained(out / "run", batch=32)
     tracks = find_tracks([music or out / "exam"])
     vectors, table = _embed(model, tracks, out / "library.parquet")
-    paths = [Path(path) for path in table["path"].to_pylist()]
+    known = {track_name(track.path): track.path for track in tracks}
+    paths = [known[path] for path in table["path"].to_pylist()]
     scores, songs = None, None
     if music is None:
         songs = _songs_of(paths, exam)
@@ -125,7 +127,11 @@ def _prepare(tracks: list[Track], path: Path) -> Store:
 
 
 def _pretrain(store: Store, run: Path, settings: Settings) -> Trainer:
-    trainer = Trainer(store, run, settings, resume=(run / "run.json").is_file())
+    there = (run / RUN_FILE).is_file()
+    if there and read_run(run)["store"]["hash"] != store.hash:
+        shutil.rmtree(run)  # an earlier demo's, on other music
+        there = False
+    trainer = Trainer(store, run, settings, resume=there)
     with Bar("pretrain", "steps") as bar:
         stopped = trainer.train(
             on_log=lambda row: bar(

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int
 
 from myna.embedder import Embedding, Myna
 from myna.errors import AudioError, StoreError
-from myna.track import Track, content_hash, read_tags
+from myna.track import Track, content_hash, read_tags, track_name
 
 FORMAT, VERSION = "myna-library", 1
 PART_SECONDS = 20.0  # at most so much work is lost to a kill
@@ -36,6 +36,7 @@ class Summary:
     new: int = 0
     reused: int = 0
     padded: int = 0
+    others: int = 0  # tracks of the library that were not among those given
     failed: dict[str, str] = field(default_factory=dict)  # path → reason
     decoded_s: float = 0.0
 
@@ -88,7 +89,8 @@ def embed_library(
 ) -> Summary:
     """Embed tracks into a Parquet file, reusing what it or an interrupted run already holds.
 
-    A file that is unchanged, moved or retagged is not embedded again. Raises StoreError if `out` was made with another
+    A file that is unchanged, moved or retagged is not embedded again. Rows of files that are not among `tracks` stay as
+    long as the file is there. Raises StoreError if `out` was made with another
     model or other settings.
     """
     path = Path(out)
@@ -176,6 +178,11 @@ def _plan(tracks: list[Track], known: pa.Table) -> tuple[pa.Table, list[Track], 
     for rows in rows_of.values():
         rows_of_content.setdefault(known["content_hash"][rows[0]].as_py(), rows)
     summary, kept, moved, todo = Summary(len(tracks)), [], [], []
+    named = {track_name(track.path) for track in tracks}
+    for (path, _, _), rows in rows_of.items():
+        if path not in named and Path(path).exists():
+            kept += rows
+            summary.others += 1
     for track in tracks:
         key = _key(track.path)
         if key in rows_of:
@@ -194,7 +201,7 @@ def _key(path: Path) -> Key | None:
         status = path.stat()
     except OSError:
         return None
-    return str(path), status.st_size, status.st_mtime_ns
+    return track_name(path), status.st_size, status.st_mtime_ns
 
 
 def _hash(path: Path) -> str | None:
@@ -207,7 +214,7 @@ def _hash(path: Path) -> str | None:
 def _renamed(rows: pa.Table, path: Path) -> pa.Table:
     """Give the rows of known content the name, times and tags of the file that holds it now."""
     _, size, mtime = _key(path) or (None, None, None)
-    news = {"path": str(path), "size_bytes": size, "mtime_ns": mtime, "tags": list(read_tags(path).items())}
+    news = {"path": track_name(path), "size_bytes": size, "mtime_ns": mtime, "tags": list(read_tags(path).items())}
     for name, value in news.items():
         place = rows.schema.get_field_index(name)
         column = pa.array([value] * len(rows), rows.schema.field(name).type)
@@ -217,7 +224,7 @@ def _renamed(rows: pa.Table, path: Path) -> pa.Table:
 
 def _count(summary: Summary, track: Track, result: Embedding | AudioError) -> None:
     if isinstance(result, AudioError):
-        summary.failed[str(track.path)] = str(result)
+        summary.failed[track_name(track.path)] = str(result)
         return
     summary.new += 1
     summary.padded += result.padded
@@ -225,7 +232,7 @@ def _count(summary: Summary, track: Track, result: Embedding | AudioError) -> No
 
 
 def _rows(track: Track, result: Embedding | AudioError, *, windows: bool) -> list[dict[str, Any]]:
-    path, size, mtime = _key(track.path) or (str(track.path), None, None)
+    path, size, mtime = _key(track.path) or (track_name(track.path), None, None)
     row: dict[str, Any] = {"path": path, "size_bytes": size, "mtime_ns": mtime}
     if isinstance(result, AudioError):
         return [row | {"status": "failed", "reason": str(result), "tags": []}]

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from myna.rank import SOLO, World
 
 Form = Literal["paper", "ntxent"]
-# A chunk of rows and its gradient should stay in a core's cache (or a GPU's L2): 32 MB of float32.
-_CHUNK_NUMBERS = 1 << 23
+# A chunk of rows should stay in a core's cache, 4 MB of float32, or fill a GPU but stay in its L2, 32 MB. On a CPU at
+# batch 4096, chunks of 128 rows take half the time of chunks of 1024.
+_CHUNK_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
 class LossConfig(BaseModel):
@@ -61,7 +62,7 @@ class _Contrastive(torch.autograd.Function):
         local = mine.shape[1]
         z = world.gather(mine).flatten(0, 1)  # views of clip i are rows i and i + batch
         rows = len(z)
-        chunk = chunk or max(1, min(local, _CHUNK_NUMBERS // rows))
+        chunk = chunk or max(1, min(local, _CHUNK_NUMBERS.get(mine.device.type, 1 << 22) // rows))
         sums = z.new_zeros(2)  # of the loss, and of the positives found
         gradient = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):

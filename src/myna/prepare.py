@@ -26,8 +26,8 @@ from myna.audio import AudioStream
 from myna.device import cores
 from myna.errors import AudioError, ConfigError, StoreError
 from myna.mel import FrontEnd, MelSpectrogram, MelStream
-from myna.store import SCHEMA, Part, Row, Writer, manifest_table
-from myna.track import Track, content_hash, read_tags, tags_of
+from myna.store import SCHEMA, SUFFIX, Part, Row, Writer, manifest_table
+from myna.track import Track, content_hash, read_tags, tags_of, track_name
 
 try:
     import fcntl
@@ -92,37 +92,44 @@ def prepare(
     workers: int | None = None,
     front_end: FrontEnd | None = None,
     min_samples: int = MIN_SAMPLES,
+    dtype: str = "float16",
     progress: Callable[[Standing], None] | None = None,
 ) -> Summary:
     """Bring a store, or part i of N of it, up to date with the given tracks.
 
-    A file of known size and time is not opened; one of known content is not decoded. Files that are no longer among
-    the tracks leave the manifest. A file with fewer than `min_samples` decodable samples is listed as failed.
+    A file of known size and time is not opened; one of known content is not decoded. Files of the store that
+    are not among the tracks stay in it as long as they are there, unchanged. A file with fewer than `min_samples`
+    decodable samples is listed as failed.
+    `dtype` "uint8" takes half the space of "float16", within 6.6 % instead of 0.2 %: see `store.compress`.
     Raises ConfigError and StoreError; KeyboardInterrupt, on SIGTERM too, says how to go on.
     """
     started, front_end = time.monotonic(), front_end or FrontEnd()
     mine = _share(tracks, shard)
     if min_samples < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"min_samples is {min_samples} and workers is {workers}: both must be at least 1.")
-    part = Part(Path(out), front_end, *shard)
+    if dtype not in SUFFIX:
+        raise ConfigError(f"dtype is {dtype}: a store holds {' or '.join(SUFFIX)}.")
+    part = Part(Path(out), front_end, *shard, dtype=dtype)
     with _locked(part.path, shard[0]):
         known, manifest = part.known(), part.manifest()
-        rows, jobs, gone = _plan(mine, known, front_end.rate_hz, min_samples)
+        rows, jobs, gone, others = _plan(mine, known, front_end.rate_hz, min_samples)
         new, decoded_s = 0, 0.0
-        if jobs or manifest is None or not manifest.equals(_table(mine, rows)):
+        if jobs or manifest is None or not manifest.equals(_table(mine, rows, others)):
             with _interruptible(), _Crew(part, workers or cores(), min_samples, gone) as crew:
                 part.begin(known)
                 for row in _watched(crew.work(jobs), jobs, progress):
                     rows[row["path"]] = row
                     is_new = row["status"] == "ok" and row["content_hash"] not in gone
                     new, decoded_s = new + is_new, decoded_s + row["decoded_s"] * is_new
-                manifest = _table(mine, rows)
+                manifest = _table(mine, rows, others)
                 part.finish(manifest)
     return _summary(manifest, new, decoded_s, time.monotonic() - started)
 
 
-def _table(tracks: Sequence[Track], rows: dict[str, Row]) -> pa.Table:
-    return manifest_table(rows[_name(track.path)] | {"extra": track.extra} for track in tracks)
+def _table(tracks: Sequence[Track], rows: dict[str, Row], others: Sequence[Row]) -> pa.Table:
+    named = [rows[track_name(track.path)] | {"extra": track.extra} for track in tracks]
+    kept = [row | {"extra": {name: row[name] for name in row.keys() - SCHEMA.keys() - {"extra"}}} for row in others]
+    return manifest_table([*named, *kept])
 
 
 def _summary(table: pa.Table, new: int, decoded_s: float, wall_s: float) -> Summary:
@@ -154,24 +161,22 @@ def _share(tracks: Sequence[Track], shard: tuple[int, int]) -> list[Track]:
     return [track for track, key in zip(tracks, keys, strict=True) if xxhash.xxh3_64_intdigest(key) % parts == part]
 
 
-def _name(path: Path) -> str:
-    """Write a path so that Parquet can hold it, also one that is not valid UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _job(path: Path) -> _Job:
     try:
         status = path.stat()
     except OSError:
-        return _Job(path, _name(path), 0, 0)
+        return _Job(path, track_name(path), 0, 0)
     readable = os.access(path, os.R_OK)
-    return _Job(path, _name(path), status.st_size * readable, status.st_mtime_ns * readable)
+    return _Job(path, track_name(path), status.st_size * readable, status.st_mtime_ns * readable)
 
 
 def _plan(
     tracks: Sequence[Track], known: Sequence[Row], rate_hz: int, min_samples: int
-) -> tuple[dict[str, Row], list[_Job], dict[str, Row]]:
-    """Sort out what is settled (by path), what to look into, and contents whose file moved or changed (by hash)."""
+) -> tuple[dict[str, Row], list[_Job], dict[str, Row], list[Row]]:
+    """Sort out what is settled (by path), what to look into, contents whose file moved or changed (by hash), others.
+
+    The others are files of the store that were not named this time and are still there, unchanged: they stay.
+    """
     settled = {
         (row["path"], row["size_bytes"], row["mtime_ns"]): row
         for row in known
@@ -180,8 +185,20 @@ def _plan(
     jobs = [_job(track.path) for track in tracks]
     rows = {job.name: settled.pop(job.key) for job in jobs if job.key in settled}
     jobs = [job for job in jobs if job.name not in rows]
-    gone = {row["content_hash"]: row for row in settled.values() if row["status"] == "ok"}
-    return rows, sorted(jobs, key=lambda job: -job.size_bytes), gone  # long ones first, so that all end together
+    named = {job.name for job in jobs}
+    others = [row for key, row in settled.items() if key[0] not in named and _job(Path(key[0])).key == key]
+    there = {row["path"] for row in others}
+    gone = {
+        row["content_hash"]: {name: row[name] for name in SCHEMA}
+        for row in settled.values()
+        if row["status"] == "ok" and row["path"] not in there
+    }
+    return (
+        rows,
+        sorted(jobs, key=lambda job: -job.size_bytes),
+        gone,
+        others,
+    )  # long ones first, so that all end together
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Many mels become one folder, written once and memory-mapped ever after.
 
-    store.json                    format, version, number of parts, front end
-    data/*.f16                    rows of `bands` float16, frame after frame, track after track, companded
+    store.json                    format, version, number of parts, front end, dtype of the data
+    data/*.f16 or *.u8            rows of `bands` numbers, frame after frame, track after track, companded
     journal/                      only while a part is being written: what is finished so far
     manifest-<i>-of-<N>.parquet   a row a file; written last, so its presence means that part i is whole
 
@@ -12,13 +12,14 @@ stay where they are, unused, until an update finds them at the end of a data fil
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +27,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import xxhash
-from jaxtyping import Float16, Float32
-from pydantic import ValidationError
+from jaxtyping import Float16, Float32, UInt8
 
 from myna.errors import StoreError
 from myna.mel import FrontEnd
 
 FORMAT, VERSION = "myna-store", 1
+SUFFIX = {"float16": ".f16", "uint8": ".u8"}  # of the data files, for each dtype that a store can have
 FILE_BYTES = 1 << 30  # a data file beyond this size takes no further track
 SCHEMA = {
     "path": pa.string(),
@@ -56,17 +57,42 @@ Row = dict[str, Any]  # one value for each name in SCHEMA, and `extra`: the colu
 Companded = TypeVar("Companded", np.ndarray, torch.Tensor)
 
 
-def compress(power: Float32[np.ndarray, "..."]) -> Float16[np.ndarray, "..."]:
-    """Compand power to its fourth root in float16: 2e-17 to 1e19 come back within 0.2 %, and 0 as 0."""
+STEP = float(np.log2(1e5 / 1e-9)) / 254  # in log2 of power, from one byte to the next
+BELOW = 1e-9 / 2**STEP  # the power that byte 0 would stand for if it did not stand for silence
+
+
+def compress(
+    power: Float32[np.ndarray, "..."], dtype: str = "float16"
+) -> Float16[np.ndarray, "..."] | UInt8[np.ndarray, "..."]:
+    """Compand power for the store; `expand` takes it back.
+
+    float16 holds the fourth root: 2e-17 to 1e19 come back within 0.2 %, and 0 as 0.
+    uint8 holds the logarithm: bytes 1 to 255 are spaced evenly from 1e-9 to 1e5, 0.551 dB apart, so that power between
+    comes back within half a step, 0.276 dB or 6.6 %. More becomes 1e5; less than half a step below 1e-9 becomes 0.
+    """
+    if dtype == "uint8":
+        code = np.log2(np.maximum(power, np.finfo(np.float32).tiny))
+        code -= np.float32(np.log2(BELOW))
+        code *= np.float32(1 / STEP)
+        return np.clip(np.rint(code, out=code), 0, 255, out=code).astype(np.uint8)
     root = np.sqrt(np.sqrt(power))
     return np.minimum(root, np.finfo(np.float16).max, out=root).astype(np.float16)
 
 
 def expand(companded: Companded) -> Companded:
-    """Return the power of companded values, in float32; NumPy array or tensor, any shape."""
-    tensor = isinstance(companded, torch.Tensor)
-    root = companded.to(torch.float32) if tensor else np.asarray(companded, np.float32)
-    square = root * root
+    """Return the power of companded values, in float32; NumPy array or tensor, any shape, either dtype of a store.
+
+    A tensor is expanded on its own device, without waiting for it.
+    """
+    if isinstance(companded, torch.Tensor):
+        value = companded.to(torch.float32)
+        if companded.dtype == torch.uint8:  # byte 0 becomes exactly 1 under the threshold, every other byte more
+            return torch.nn.functional.threshold_(value.mul_(STEP).exp2_(), 1.0, 0.0).mul_(BELOW)
+    else:
+        value = np.asarray(companded, np.float32)
+        if companded.dtype == np.uint8:
+            return np.exp2(value * np.float32(STEP)) * np.float32(BELOW) * (companded != 0)
+    square = value * value
     return square * square
 
 
@@ -80,20 +106,21 @@ class Store:
 
     path: Path
     front_end: FrontEnd
+    dtype: str  # "float16" or "uint8": how `files` hold power
     manifest: pa.Table
     frames: np.ndarray  # int64 (track,)
     file_index: np.ndarray  # int32 (track,)
     row: np.ndarray  # int64 (track,)
     paths: list[str]
     content_hashes: list[str]
-    files: list[np.memmap]  # each (rows, bands) float16, read-only
+    files: list[np.memmap]  # each (rows, bands) of `dtype`, companded, read-only
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
         """Open a store. Raises StoreError if there is none, if a part is missing, or if data is."""
         self = cls()
         self.path = Path(path)
-        self.front_end, parts = read_settings(self.path)
+        self.front_end, parts, self.dtype = read_settings(self.path)
         self.manifest = _read_manifests(self.path, parts)
         usable = self.manifest.filter(pc.equal(self.manifest["status"], "ok"))
         usable = usable.sort_by([(name, "ascending") for name in ("content_hash", "file", "row", "path")])
@@ -105,13 +132,10 @@ class Store:
         self.frames, self.row = usable["frames"].to_numpy(), usable["row"].to_numpy()
         names, owner = np.unique(usable["file"].to_numpy().astype(str), return_inverse=True)
         self.file_index = owner.astype(np.int32)
+        ends = [(self.row + self.frames)[owner == i].max() for i in range(len(names))]
         self.files = [
-            _map(
-                self.path / "data" / name,
-                int((self.row + self.frames)[owner == i].max()),
-                self.front_end.bands,
-            )
-            for i, name in enumerate(names)
+            _map(self.path / "data" / name, (int(rows), self.front_end.bands), self.dtype)
+            for name, rows in zip(names, ends, strict=True)
         ]
         return self
 
@@ -129,6 +153,7 @@ class Store:
     def hash(self) -> str:
         """Identify music and settings, whatever the files are called and wherever their frames lie."""
         told = [FORMAT, VERSION, self.front_end.model_dump(), self.content_hashes, self.frames.tolist()]
+        told += [self.dtype] if self.dtype != "float16" else []  # hashes are older than dtypes
         return xxhash.xxh3_128_hexdigest(json.dumps(told).encode())
 
     def mel(self, track: int) -> Float32[np.ndarray, "frame band"]:
@@ -142,18 +167,24 @@ class Store:
         return np.cumsum(lengths)[self.file_index] + self.row
 
 
-def _map(path: Path, rows: int, bands: int) -> np.memmap:
-    wanted, found = rows * bands * 2, path.stat().st_size if path.exists() else 0
+def _map(path: Path, shape: tuple[int, int], dtype: str) -> np.memmap:
+    wanted, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size if path.exists() else 0
     if found < wanted:
         raise StoreError(
             f"The data file {path} has {found} bytes, but its manifest needs {wanted}: the store is damaged "
             "or was not copied whole; copy it again, or delete it and prepare it again."
         )
-    return np.memmap(path, np.float16, "r", shape=(rows, bands))
+    return np.memmap(path, dtype, "r", shape=shape)
 
 
-def read_settings(path: Path) -> tuple[FrontEnd, int]:
-    """Read a store's front end and number of parts. Raises StoreError if there is no store to read."""
+class Settings(NamedTuple):
+    front_end: FrontEnd
+    parts: int
+    dtype: str
+
+
+def read_settings(path: Path) -> Settings:
+    """Read what a store is made with. Raises StoreError if there is no store to read."""
     try:
         settings = json.loads((path / "store.json").read_text())
     except FileNotFoundError:
@@ -167,8 +198,11 @@ def read_settings(path: Path) -> tuple[FrontEnd, int]:
             f"{VERSION}: prepare it again, or use the version of myna that wrote it."
         )
     try:
-        return FrontEnd(**settings["front_end"]), int(settings["parts"])
-    except (KeyError, TypeError, ValidationError) as error:
+        dtype = settings.get("dtype", "float16")
+        if dtype not in SUFFIX:
+            raise ValueError(f"dtype is {dtype}, not {' or '.join(SUFFIX)}")
+        return Settings(FrontEnd(**settings["front_end"]), int(settings["parts"]), dtype)
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"The settings in {path / 'store.json'} are not those of a mel store: {error}.") from error
 
 
@@ -188,8 +222,20 @@ def _read_manifests(path: Path, parts: int) -> pa.Table:
         raise StoreError(
             f"The store {path} lacks {len(missing)} of its {parts} parts: run `myna prepare` with {which}."
         )
-    tables = [pq.read_table(path / _manifest_name(part, parts)) for part in range(parts)]
-    return pa.concat_tables(tables, promote_options="permissive").sort_by("path")
+    try:
+        tables = [pq.read_table(path / _manifest_name(part, parts)) for part in range(parts)]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"A manifest of the store {path} is damaged ({error}): prepare the music again.") from error
+    kinds: dict[str, set[pa.DataType]] = {}
+    for field in (field for table in tables for field in table.schema if field.name not in SCHEMA):
+        kinds.setdefault(field.name, set()).add(field.type)
+    for name in (name for name, found in kinds.items() if len(found) > 1):  # parts disagree about a user's column
+        tables = [_as_text(table, name) if name in table.column_names else table for table in tables]
+    return pa.concat_tables(tables, promote_options="default").sort_by("path")
+
+
+def _as_text(table: pa.Table, name: str) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
 
 
 @contextmanager
@@ -238,8 +284,9 @@ class Part:
     behind; `begin` cuts both off.
     """
 
-    def __init__(self, path: Path, front_end: FrontEnd, part: int = 0, parts: int = 1):
-        self.path, self.front_end = path, front_end
+    def __init__(self, path: Path, front_end: FrontEnd, part: int = 0, parts: int = 1, dtype: str = "float16"):
+        self.path, self.front_end, self.dtype = path, front_end, dtype
+        self.row_bytes, self.suffix = front_end.bands * np.dtype(dtype).itemsize, SUFFIX[dtype]
         self.prefix = f"part{part}-"
         self.manifest_path = path / _manifest_name(part, parts)
         self.old_manifest_path = path / "journal" / f"{self.prefix}manifest.parquet"
@@ -253,13 +300,16 @@ class Part:
                     "version": VERSION,
                     "parts": parts,
                     "front_end": front_end.model_dump(),
+                    "dtype": dtype,
                 }
                 _write_whole(path / "store.json", json.dumps(settings, indent=2).encode())
-        found, found_parts = read_settings(path)
-        if found_parts != parts:
-            raise StoreError(f"{path} is made in {found_parts} part(s), not {parts}: use --shard i/{found_parts}.")
-        if found != front_end:
-            raise StoreError(f"{path} was made with {found}, not with {front_end}: prepare into another folder.")
+        found = read_settings(path)
+        if found.parts != parts:
+            raise StoreError(f"{path} is made in {found.parts} part(s), not {parts}: use --shard i/{found.parts}.")
+        for name, wanted in (("front_end", front_end), ("dtype", dtype)):
+            had = getattr(found, name)
+            if had != wanted:
+                raise StoreError(f"{path} was made with {had}, not with {wanted}: prepare into another folder.")
         with writing(path):
             for folder in ("data", "journal"):
                 (path / folder).mkdir(exist_ok=True)
@@ -271,9 +321,9 @@ class Part:
         """Return a row for all that is finished: from the manifest, or after a kill from the journal."""
         manifest = self.manifest()
         if manifest is not None:
-            return manifest.select(list(SCHEMA)).to_pylist()
+            return manifest.to_pylist()
         old = self.old_manifest_path
-        rows = pq.read_table(old, columns=list(SCHEMA)).to_pylist() if old.exists() else []
+        rows = pq.read_table(old).to_pylist() if old.exists() else []
         for journal in self._journals():
             whole, _, _ = journal.read_bytes().rpartition(b"\n")
             rows += [json.loads(line) for line in whole.splitlines()]
@@ -317,8 +367,8 @@ class Part:
         for row in rows:
             if row["frames"]:
                 end[row["file"]] = max(end.get(row["file"], 0), row["row"] + row["frames"])
-        files = sorted((self.path / "data").glob(f"{self.prefix}*.f16"))
-        return [(file, end.get(file.name, 0) * self.front_end.bands * 2) for file in files]
+        files = sorted((self.path / "data").glob(f"{self.prefix}*{self.suffix}"))
+        return [(file, end.get(file.name, 0) * self.row_bytes) for file in files]
 
 
 def manifest_table(rows: Iterable[Row]) -> pa.Table:
@@ -363,7 +413,7 @@ class Writer:
         with writing(self.part.path):
             if not self.frames:
                 self._choose_file()
-            _write_all(self.data, compress(mel).tobytes())
+            _write_all(self.data, compress(mel, self.part.dtype).tobytes())
             self.frames += len(mel)
 
     def commit(self, row: Row) -> Row:
@@ -381,7 +431,7 @@ class Writer:
         """Forget the current track's frames."""
         if self.frames:
             with writing(self.part.path):
-                self.data.truncate(self.start * self.part.front_end.bands * 2)
+                self.data.truncate(self.start * self.part.row_bytes)
                 self.data.seek(0, os.SEEK_END)  # where the next track begins is read from here
                 self.frames = 0
 
@@ -395,13 +445,14 @@ class Writer:
         """Go on with our newest data file, or begin another if that is full."""
         if self.data is None or self.data.tell() >= self.file_bytes:
             folder = self.part.path / "data"
-            ours = re.compile(re.escape(self.name) + r"-(\d+)\.f16")
+            suffix = self.part.suffix
+            ours = re.compile(re.escape(self.name) + r"-(\d+)" + re.escape(suffix))
             numbers = [int(match[1]) for path in folder.iterdir() if (match := ours.fullmatch(path.name))]
             newest = max(numbers, default=0)
-            path = folder / f"{self.name}-{newest:04d}.f16"
+            path = folder / f"{self.name}-{newest:04d}{suffix}"
             if path.exists() and path.stat().st_size >= self.file_bytes:
-                path = folder / f"{self.name}-{newest + 1:04d}.f16"
+                path = folder / f"{self.name}-{newest + 1:04d}{suffix}"
             if self.data is not None:
                 self.data.close()
             self.data = open(path, "ab", buffering=0)  # noqa: SIM115
-        self.start = self.data.tell() // (self.part.front_end.bands * 2)
+        self.start = self.data.tell() // self.part.row_bytes

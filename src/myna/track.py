@@ -40,6 +40,11 @@ class Track:
     key: str = ""
 
 
+def track_name(path: Path) -> str:
+    """Write a path so that a table can hold it, also one that is not valid UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def find_tracks(paths: Sequence[str | Path]) -> list[Track]:
     """List the audio files that are meant, sorted by absolute path, none twice.
 
