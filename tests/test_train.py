@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from myna import recipe, train
+from myna import plan, recipe
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint
 from myna.device import pick_device, pick_precision
 from myna.errors import ConfigError, RunError
@@ -171,8 +171,8 @@ def test_tensorboard_gets_the_same_numbers(store, tmp_path):
 
 
 def test_attention_is_picked_by_measurement():
-    picked = train.pick_attention(settings(batch=64), torch.device("cpu"), "fp32", "off")
-    assert picked in train.ATTENTION
+    picked = plan.pick_attention(settings(batch=64), torch.device("cpu"), "fp32", "off")
+    assert picked in plan.ATTENTION
 
 
 @pytest.mark.parametrize("how", ["sdpa", "products", "sums"])
@@ -194,7 +194,7 @@ def test_a_profile_is_a_trace_and_a_table_of_stages(store, tmp_path):
 
 
 def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "free_bytes", lambda _: 500_000)
+    monkeypatch.setattr(plan, "free_bytes", lambda _: 500_000)
     trainer = Trainer(store, tmp_path / "run", settings(steps=1))
     assert trainer.settings.train.micro_batch < 8
     monkeypatch.undo()
@@ -208,11 +208,11 @@ def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
 
 
 def test_the_plan_counts_what_will_be_done(store, tmp_path):
-    plan = Trainer(store, tmp_path / "run", settings(epochs=2.5)).plan()
-    assert plan.visible == {"square": (5, 48), "vertical": (5, 48)}
-    assert (plan.clips, plan.tracks, plan.steps_per_epoch, plan.steps) == (30, 30, 3, 8)
-    assert plan.seconds_per_step > 0
-    assert plan.memory_bytes > 16 * plan.parameters
+    told = Trainer(store, tmp_path / "run", settings(epochs=2.5)).plan()
+    assert told.visible == {"square": (5, 48), "vertical": (5, 48)}
+    assert (told.clips, told.tracks, told.steps_per_epoch, told.steps) == (30, 30, 3, 8)
+    assert told.seconds_per_step > 0
+    assert told.memory_bytes > 16 * told.parameters
     assert not (tmp_path / "run").exists()  # a plan writes nothing
 
 
@@ -248,7 +248,7 @@ SCRIPT = """
 import sys
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from myna import recipe, train
+from myna import plan, recipe
 from myna.store import Store
 from myna.train import Trainer
 torch.set_num_threads(1)

@@ -24,13 +24,14 @@ from myna.embedder import Myna
 from myna.errors import ConfigError, MynaError
 from myna.library import embed_library
 from myna.patch import Kind
+from myna.plan import Plan
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
 from myna.rank import join, local_device
 from myna.run import length_of, read_run
 from myna.store import Store
 from myna.track import find_tracks
-from myna.train import STAGES_FILE, TRACE_FILE, Plan, Trainer
+from myna.train import STAGES_FILE, TRACE_FILE, Trainer
 
 EXIT_USER, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 3, 130
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from myna.errors import ConfigError, RunError
 
-PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it takes them for lost
+PATIENCE_S = 600.0  # how long a rank waits for the others before it takes them for lost, unless MYNA_PATIENCE_S says
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def join(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    patience = timedelta(seconds=float(os.environ.get("MYNA_PATIENCE_S", PATIENCE_S)))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:

@@ -1,0 +1,96 @@
+"""What a run is going to do and need, before it does it: counts, memory, and choices that fit the machine."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from myna.device import free_bytes
+from myna.mask import visible_count
+from myna.patch import Kind
+from myna.rank import World
+from myna.run import Settings
+from myna.view import VIEWS
+from myna.vit import ATTENTION
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do, before it does it. Times come from a short measurement."""
+
+    parameters: int
+    visible: dict[str, tuple[int, int]]  # kind → (visible, all) tokens of a view
+    clips: int
+    tracks: int
+    hours: float
+    steps_per_epoch: int
+    steps: int
+    device: str
+    precision: str
+    memory_bytes: int
+    store_on: str
+    store_bytes: int
+    micro_batch: int | str
+    compile: str
+    ranks: int
+    seconds_per_step: float
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_per_step * self.steps
+
+
+def memory_estimate(
+    settings: Settings, visible: dict[Kind, int], *, precision: str, parameters: int, clips: int, together: bool
+) -> int:
+    """Estimate the peak bytes of a step: weights, gradients, Adam, and the activations of `clips` clips."""
+    model, size = settings.model, 2 if precision == "bf16" else 4
+    kept = 5 * model.dim + 4 * model.heads * model.head_dim + 2 * model.mlp_dim  # numbers a token keeps in a block
+    residual = 2 * model.dim * (4 - size)  # the residual stream and norms stay float32
+    tokens = clips * VIEWS * (sum(visible.values()) if together else max(visible.values()))
+    patches = sum(settings.train.batch * VIEWS * count * 256 * 4 for count in visible.values())
+    return 16 * parameters + tokens * model.depth * (kept * size + residual) + 2 * patches
+
+
+def fitting_micro_batch(
+    settings: Settings, visible: dict[Kind, int], *, precision: str, device: torch.device, world: World
+) -> int:
+    """Return how many clips fit at once by the estimate, or 0 if this rank's whole share of the batch does."""
+    local = settings.train.batch // world.size
+    free = free_bytes(device) // (world.size if device.type == "cpu" else 1)
+    together = device.type == "cuda" or world.size > 1
+    parameters = settings.model.depth * (
+        settings.model.dim * (4 * settings.model.heads * settings.model.head_dim + 2 * settings.model.mlp_dim)
+    )
+    clips = local
+    while clips > 1 and 0.8 * free < memory_estimate(
+        settings, visible, precision=precision, parameters=parameters, clips=clips, together=together
+    ):
+        clips = -(-clips // 2)
+    return 0 if clips == local else clips
+
+
+def pick_attention(settings: Settings, device: torch.device, precision: str, compiled: str) -> str:
+    """Return the fastest form of attention for the visible tokens, forward and backward, measured as it will run."""
+    model, grids = settings.model, settings.model.grids()
+    tokens = max(visible_count(grid.tokens, settings.view.mask_ratio) for grid in grids.values())
+    shape = (min(settings.train.batch, 4096) * VIEWS, tokens, 3, model.heads, model.head_dim)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    qkv = torch.randn(shape, device=device, dtype=kind, requires_grad=True)
+
+    def seconds(how: str) -> float:
+        attend = ATTENTION[how] if compiled == "off" else torch.compile(ATTENTION[how], dynamic=False)
+        best = math.inf
+        for _ in range(8):
+            begin = time.perf_counter()
+            attend(*qkv.permute(2, 0, 3, 1, 4)).sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    try:
+        return min(ATTENTION, key=seconds)
+    except (RuntimeError, torch.OutOfMemoryError):  # no compiler, or no room: the safe form
+        return "sdpa"
