@@ -61,7 +61,7 @@ def store(tmp_path_factory):
 
 
 # restarts: on a crowded machine gloo now and then fails to connect its ranks; torchrun's answer is to start them again
-def torchrun(ranks: int, code: str, *arguments, tmp_path, restarts: int = 3) -> list[str]:
+def torchrun(ranks: int, code: str, *arguments, tmp_path, restarts: int = 8) -> list[str]:
     script = tmp_path / f"script{abs(hash(code)) % 10**6}.py"
     script.write_text(code)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -70,7 +70,7 @@ def torchrun(ranks: int, code: str, *arguments, tmp_path, restarts: int = 3) -> 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -146,7 +146,7 @@ def test_torchruns_restart_goes_on_with_the_run(store, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     kill_a_rank_after_some_steps(process, tmp_path / "run")
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said[-3000:]
     assert "are done" in said  # the plan of the second start
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 151))
