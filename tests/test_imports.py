@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
     errors progress device audio track mel store prepare patch noise mask view vit model rank loss checkpoint
     step run plan train recipe
-    embedder library about doctor plot score timbre songs report question demo cli __main__
+    embedder task.base task library about doctor plot score timbre songs report question demo cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked
 LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
@@ -20,7 +20,11 @@ LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
 
 @functools.cache
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.glob("*.py"))}
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -40,7 +44,9 @@ def test_every_module_has_its_place():
 @pytest.mark.parametrize("name", ARROW)
 def test_modules_import_only_from_before_them(name):
     tree = modules()[name]
-    ours = [what.split(".")[1] for node in ast.walk(tree) for what in imported(node) if what.startswith("myna.")]
+    ours = [
+        what.removeprefix("myna.") for node in ast.walk(tree) for what in imported(node) if what.startswith("myna.")
+    ]
     before = [*ARROW[: ARROW.index(name)], "__version__"]
     assert [other for other in ours if other not in before] == []
 
