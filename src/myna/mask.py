@@ -1,4 +1,10 @@
-"""Which patches of a grid stay visible. Masking is the only augmentation of the paper (section 3.2)."""
+"""Which patches of a grid stay visible. Masking is the only augmentation of the paper (section 3.2).
+
+The paper masks uniformly and names other policies as future work (section 5.3). Each policy here draws the masks of
+any number of views at once, from a key and the views' numbers alone, and keeps exactly as many tokens as it is told.
+"""
+
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
@@ -6,6 +12,10 @@ from torch import Tensor
 
 from myna import noise
 from myna.errors import ConfigError
+from myna.pair import VIEWS
+from myna.patch import Grid
+
+Policy = Literal["uniform", "time", "frequency", "blocks", "gaussian", "complement"]
 
 
 def visible_count(tokens: int, mask_ratio: float) -> int:
@@ -29,3 +39,85 @@ def uniform(key: int, view: Int[Tensor, "*batch"], *, tokens: int, visible: int)
     keys = (keys & ~((1 << places) - 1)) | token
     chosen = keys.topk(visible, dim=-1, largest=False, sorted=True).values
     return chosen & ((1 << places) - 1)
+
+
+def check(policy: Policy, *, grid: Grid, visible: int) -> None:
+    """Raise ConfigError if a policy cannot keep `visible` tokens of this grid."""
+    assert policy in get_args(Policy), policy
+    if policy == "frequency" and grid.rows == 1:
+        raise ConfigError(
+            f"Frequency masks keep whole rows of patches, and patches of {grid.patch.bands} bands x "
+            f"{grid.patch.frames} frames make one row only: take another mask policy, or --patches square."
+        )
+    if policy == "complement" and 2 * visible > grid.tokens:
+        raise ConfigError(
+            f"Two views of {visible} tokens each cannot share no patch when there are {grid.tokens}: with complement, "
+            "the mask ratio must be 0.5 or more."
+        )
+
+
+def draw(
+    policy: Policy, key: int, view: Int[Tensor, "*batch"], *, grid: Grid, visible: int, sigma: float = 0.2
+) -> Int[Tensor, "*batch visible"]:
+    """Draw `visible` distinct tokens of the grid for every view number, by policy. In all but these, order is random.
+
+    `uniform`: each set of tokens equally likely. `time`, `frequency`: whole columns or rows, in random order; only of
+    the last a random part. `blocks`: inside one rectangle as small as holds them; every height that fits is equally
+    likely, then every place. `gaussian`: one after another, each with a chance that falls off with the distance from a
+    random token as a normal distribution, whose standard deviation is `sigma` of the grid's sides (after GLIP, arXiv
+    2403.15837, where the centre is fixed). `complement`: uniform, but views 2i and 2i + 1 share no token.
+    """
+    check(policy, grid=grid, visible=visible)
+    if policy == "uniform":
+        return uniform(key, view, tokens=grid.tokens, visible=visible)
+    if policy == "complement":
+        both = uniform(key, view // VIEWS, tokens=grid.tokens, visible=VIEWS * visible)
+        return torch.where((view % VIEWS == 0)[..., None], both[..., :visible], both[..., visible:])
+    token = torch.arange(grid.tokens, device=view.device)
+    row, column = token // grid.columns, token % grid.columns
+    if policy == "gaussian":
+        return _gaussian(key, view, row, column, grid=grid, visible=visible, sigma=sigma)
+    if policy == "blocks":
+        rank = ~_inside_block(key, view, row, column, grid=grid, visible=visible)
+    else:
+        line, count = (column, grid.columns) if policy == "time" else (row, grid.rows)
+        rank = uniform(noise.key(key, 1), view, tokens=count, visible=count)[..., line]
+    return _lowest(rank.long(), key, view, visible=visible)
+
+
+def _lowest(
+    rank: Int[Tensor, "*batch token"], key: int, view: Tensor, *, visible: int
+) -> Int[Tensor, "*batch visible"]:
+    """Return the tokens of lowest rank; among equals chance decides."""
+    tokens = rank.shape[-1]
+    token = torch.arange(tokens, device=view.device)
+    # rank, random bits, and the token's own number against ties, in 63 bits: any way of sorting gives the same
+    low = (tokens - 1).bit_length()
+    chance = noise.bits(key, view[..., None] * tokens + token) & ((1 << 47) - (1 << low))
+    chosen = ((rank << 47) | chance | token).topk(visible, dim=-1, largest=False, sorted=True).values
+    return chosen & ((1 << low) - 1)
+
+
+def _inside_block(key: int, view: Tensor, row: Tensor, column: Tensor, *, grid: Grid, visible: int) -> Tensor:
+    """Say of every token whether it lies in its view's rectangle."""
+    view = view[..., None]
+    lowest = -(-visible // grid.columns)
+    heights = torch.full_like(view, min(grid.rows, visible) - lowest + 1)
+    height = lowest + noise.below(noise.key(key, 1), view, heights)
+    width = (visible + height - 1) // height
+    top = noise.below(noise.key(key, 2), view, grid.rows - height + 1)
+    left = noise.below(noise.key(key, 3), view, grid.columns - width + 1)
+    return (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+
+
+def _gaussian(
+    key: int, view: Tensor, row: Tensor, column: Tensor, *, grid: Grid, visible: int, sigma: float
+) -> Int[Tensor, "*batch visible"]:
+    """Race: of exponential waiting times at each token's rate, the shortest; float64, so that devices agree."""
+    tokens = torch.full_like(view[..., None], grid.tokens)
+    centre = noise.below(noise.key(key, 1), view[..., None], tokens)
+    across = (column - centre % grid.columns).double() / (sigma * grid.columns)
+    along = (row - centre // grid.columns).double() / (sigma * grid.rows)
+    share = noise.unit(key, view[..., None] * grid.tokens + torch.arange(grid.tokens, device=view.device))
+    wait = share.log().neg().log() + (across**2 + along**2) / 2
+    return wait.topk(visible, dim=-1, largest=False, sorted=True).indices
