@@ -59,13 +59,14 @@ def check(policy: Policy, *, grid: Grid, visible: int) -> None:
 def draw(
     policy: Policy, key: int, view: Int[Tensor, "*batch"], *, grid: Grid, visible: int, sigma: float = 0.2
 ) -> Int[Tensor, "*batch visible"]:
-    """Draw `visible` distinct tokens of the grid for every view number, by policy. In all but these, order is random.
+    """Draw `visible` distinct tokens of the grid for every view number, by policy; their order means nothing.
 
-    `uniform`: each set of tokens equally likely. `time`, `frequency`: whole columns or rows, in random order; only of
-    the last a random part. `blocks`: inside one rectangle as small as holds them; every height that fits is equally
-    likely, then every place. `gaussian`: one after another, each with a chance that falls off with the distance from a
-    random token as a normal distribution, whose standard deviation is `sigma` of the grid's sides (after GLIP, arXiv
-    2403.15837, where the centre is fixed). `complement`: uniform, but views 2i and 2i + 1 share no token.
+    `uniform`: each set of tokens equally likely. `time`, `frequency`: whole columns, or whole rows, in random order,
+    and a random part of the last one. `blocks`: a random part of a rectangle that is as small as its height allows;
+    every height that fits is equally likely, then every place. `gaussian`: one after another, with a chance that falls
+    with the distance from a random token as a normal distribution whose standard deviation is `sigma` of the grid's
+    sides (after GLIP, arXiv 2403.15837, where the centre is the image's). `complement`: uniform, but views 2i and
+    2i + 1 share no token.
     """
     check(policy, grid=grid, visible=visible)
     if policy == "uniform":
