@@ -24,7 +24,7 @@ from myna.errors import CheckpointError
 from myna.model import ModelConfig, MynaModel
 
 FORMAT = "myna-model"
-VERSION = 1
+VERSION = 2  # 1 had the values of a patch band by band
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
