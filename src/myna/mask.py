@@ -33,9 +33,16 @@ def uniform(key: int, view: Int[Tensor, "*batch"], *, tokens: int, visible: int)
     Cards are dealt from a deck (Fisher-Yates), all views at once, so a view costs as many random numbers as it keeps
     tokens. There is nothing to sort, so every device draws the same mask.
     """
+    return _deal(key, view, tokens, tokens=tokens, visible=visible)
+
+
+def _deal(
+    key: int, view: Int[Tensor, "*batch"], cards: int | Int[Tensor, "*batch 1"], *, tokens: int, visible: int
+) -> Int[Tensor, "*batch visible"]:
+    """Deal from decks of which each has `cards`, `tokens` at most."""
     card = torch.arange(tokens, device=view.device)
     place = card[:visible]
-    taken = place + noise.below(key, view[..., None] * tokens + place, tokens - place)
+    taken = place + noise.below(key, view[..., None] * tokens + place, cards - place)
     deck = card.expand(*view.shape, tokens).clone()
     dealt = []
     for number in range(visible):
@@ -78,52 +85,44 @@ def draw(
     if policy == "complement":
         both = uniform(key, view // VIEWS, tokens=grid.tokens, visible=VIEWS * visible)
         return torch.where((view % VIEWS == 0)[..., None], both[..., :visible], both[..., visible:])
-    token = torch.arange(grid.tokens, device=view.device)
-    row, column = token // grid.columns, token % grid.columns
     if policy == "gaussian":
-        return _gaussian(key, view, row, column, grid=grid, visible=visible, sigma=sigma)
+        return _gaussian(key, view, grid=grid, visible=visible, sigma=sigma)
     if policy == "blocks":
-        rank = ~_inside_block(key, view, row, column, grid=grid, visible=visible)
+        row, column = _block(key, view, grid=grid, visible=visible)
+    elif policy == "time":
+        column, row = _lines(key, view, lines=grid.columns, each=grid.rows, visible=visible)
     else:
-        line, count = (column, grid.columns) if policy == "time" else (row, grid.rows)
-        numbers = torch.arange(count, device=view.device)
-        rank = noise.bits(noise.key(key, 1), view[..., None] * count + numbers).argsort(-1)[..., line]
-    return _lowest(rank.long(), key, view, visible=visible)
+        row, column = _lines(key, view, lines=grid.rows, each=grid.columns, visible=visible)
+    return row * grid.columns + column
 
 
-def _lowest(
-    rank: Int[Tensor, "*batch token"], key: int, view: Tensor, *, visible: int
-) -> Int[Tensor, "*batch visible"]:
-    """Return the tokens of lowest rank; among equals chance decides."""
-    tokens = rank.shape[-1]
-    token = torch.arange(tokens, device=view.device)
-    # rank, random bits, and the token's own number against ties, in 63 bits: any way of sorting gives the same
-    low = (tokens - 1).bit_length()
-    chance = noise.bits(key, view[..., None] * tokens + token) & ((1 << 47) - (1 << low))
-    chosen = ((rank << 47) | chance | token).topk(visible, dim=-1, largest=False, sorted=True).values
-    return chosen & ((1 << low) - 1)
+def _lines(key: int, view: Tensor, *, lines: int, each: int, visible: int) -> tuple[Tensor, Tensor]:
+    """Draw whole lines of `each` tokens and a part of one more; return each token's line and its place in it."""
+    line = uniform(noise.key(key, 1), view, tokens=lines, visible=-(-visible // each))
+    place = uniform(noise.key(key, 2), view, tokens=each, visible=min(each, visible))
+    number = torch.arange(visible, device=view.device)
+    return line[..., number // each], place[..., number % each]
 
 
-def _inside_block(key: int, view: Tensor, row: Tensor, column: Tensor, *, grid: Grid, visible: int) -> Tensor:
-    """Say of every token whether it lies in its view's rectangle."""
-    view = view[..., None]
-    lowest = -(-visible // grid.columns)
-    heights = torch.full_like(view, min(grid.rows, visible) - lowest + 1)
-    height = lowest + noise.below(noise.key(key, 1), view, heights)
+def _block(key: int, view: Tensor, *, grid: Grid, visible: int) -> tuple[Tensor, Tensor]:
+    """Draw each view's rectangle, and in it tokens; return their rows and columns."""
+    lowest, highest = -(-visible // grid.columns), min(grid.rows, visible)
+    largest = max(height * -(-visible // height) for height in range(lowest, highest + 1))
+    number = view[..., None]
+    height = lowest + noise.below(noise.key(key, 1), number, torch.full_like(number, highest - lowest + 1))
     width = (visible + height - 1) // height
-    top = noise.below(noise.key(key, 2), view, grid.rows - height + 1)
-    left = noise.below(noise.key(key, 3), view, grid.columns - width + 1)
-    return (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+    top = noise.below(noise.key(key, 2), number, grid.rows - height + 1)
+    left = noise.below(noise.key(key, 3), number, grid.columns - width + 1)
+    cell = _deal(noise.key(key, 4), view, height * width, tokens=largest, visible=visible)
+    return top + cell // width, left + cell % width
 
 
-def _gaussian(
-    key: int, view: Tensor, row: Tensor, column: Tensor, *, grid: Grid, visible: int, sigma: float
-) -> Int[Tensor, "*batch visible"]:
+def _gaussian(key: int, view: Tensor, *, grid: Grid, visible: int, sigma: float) -> Int[Tensor, "*batch visible"]:
     """Race: of exponential waiting times at each token's rate, the shortest; float64, so that devices agree."""
-    tokens = torch.full_like(view[..., None], grid.tokens)
-    centre = noise.below(noise.key(key, 1), view[..., None], tokens)
-    across = (column - centre % grid.columns).double() / (sigma * grid.columns)
-    along = (row - centre // grid.columns).double() / (sigma * grid.rows)
-    share = noise.unit(key, view[..., None] * grid.tokens + torch.arange(grid.tokens, device=view.device))
+    token, number = torch.arange(grid.tokens, device=view.device), view[..., None]
+    centre = noise.below(noise.key(key, 1), number, torch.full_like(number, grid.tokens))
+    across = (token % grid.columns - centre % grid.columns).double() / (sigma * grid.columns)
+    along = (token // grid.columns - centre // grid.columns).double() / (sigma * grid.rows)
+    share = noise.unit(noise.key(key, 2), number * grid.tokens + token)
     wait = share.log().neg().log() + (across**2 + along**2) / 2
     return wait.topk(visible, dim=-1, largest=False, sorted=True).indices
