@@ -220,6 +220,12 @@ def test_sogclr_does_not_overflow(temperature):
         assert log_u.max() > 89  # its exponential is beyond float32
 
 
+def test_sogclr_of_one_clip_is_no_error():
+    """A rank's share of a small batch, when a run's speed is measured, can be one clip."""
+    found = sogclr(torch.ones(1, 4), torch.ones(1, 4), log_u=torch.tensor([2.0]))
+    assert found.log_u.shape == (2, 1)
+
+
 def test_each_kind_keeps_averages_of_its_own_unless_they_are_shared():
     a, b = (x.float() for x in views())
     c, d = (x.float() for x in views(seed=1))

@@ -163,7 +163,7 @@ class _Contrastive(torch.autograd.Function):
                         average=None if log_u is None else (log_u[part], gamma),
                     )
         normaliser, near, slope, top1 = found
-        normaliser = normaliser - (math.log(rows - 2) if form == "sogclr" else 0.0)
+        normaliser = normaliser - (_log_others(rows) if form == "sogclr" else 0.0)
         losses = (normaliser - near) * (2 * temperature if form == "sogclr" else 1.0)
         numbers = torch.stack([losses.sum(), top1.sum(), slope.sum()])
         loss, top1, slope_mean = world.sum(numbers).div_(rows).unbind()
@@ -178,6 +178,11 @@ class _Contrastive(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradient, of_temperature = ctx.saved_tensors
         return grad * gradient, None if of_temperature is None else grad * of_temperature, *[None] * 5
+
+
+def _log_others(rows: int) -> float:
+    """Return the log of how many rows the other clips have; of 1 where a clip is alone and nothing means anything."""
+    return math.log(max(rows - 2, 1))
 
 
 def _is_one(temperature: float | Tensor) -> bool:
@@ -215,7 +220,7 @@ def _rows(
         s.scatter_(1, positive, near)
     normaliser = s.logsumexp(1, keepdim=True)
     if average is not None:
-        log_u, gamma = average[0][:, None] + math.log(rows - 2), average[1]
+        log_u, gamma = average[0][:, None] + _log_others(rows), average[1]
         old = log_u + (math.log1p(-gamma) if gamma < 1 else -math.inf)
         normaliser = torch.where(log_u.isinf(), normaliser, torch.logaddexp(old, normaliser + math.log(gamma)))
     # d loss / d s: the weight of every allowed row (a softmax, but for SogCLR), less one at the positive
