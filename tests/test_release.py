@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from myna import Myna
 from myna.checkpoint import open_checkpoint, save_model
+from myna.cli import main
 from myna.errors import CheckpointError, ConfigError
 from myna.model import ModelConfig, MynaModel
 from myna.release import open_release
@@ -222,3 +223,50 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, form):
     if form != "module":  # the file would do it, if it were let
         torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())
         assert target.exists()
+
+
+def run_cli(arguments, capsys) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    output = capsys.readouterr()
+    return end.value.code, output.out, " ".join(output.err.split())
+
+
+def test_convert_writes_a_model_and_says_what_it_left(tmp_path, capsys):
+    path, out = saved(Original("vertical", **SMALL), tmp_path / "weights.pth"), tmp_path / "model"
+    status, _, err = run_cli(["convert", path, "-o", out], capsys)
+    assert (status, out.exists()) == (1, False)
+    assert "--patches" in err
+    status, _, err = run_cli(["convert", path, "-o", out, "--patches", "vertical"], capsys)
+    assert status == 0
+    assert "Left aside, as vectors do not need it: linear_head.weight (50, 64)" in err
+    assert "holds the vertical model" in err
+    assert Myna.from_pretrained(out).hash == open_release(path, patches="vertical").hash
+    status, said, _ = run_cli(["info", out], capsys)
+    assert said.startswith("model ")
+    assert "the original release, weights.pth; no projector" in said
+
+
+def test_info_describes_a_release_file(tmp_path, capsys):
+    path = saved(Original("hybrid", **SMALL), tmp_path / "myna-hybrid.pth")
+    status, said, _ = run_cli(["info", path], capsys)
+    assert status == 0
+    for piece in (
+        "release ",
+        "width 64, depth 2",
+        "square 8x6 tokens, vertical 1x48 tokens",
+        "linear_head.bias (50,)",
+        "power",
+    ):
+        assert piece in said
+    (tmp_path / "bad.pth").write_text("no weights")
+    status, said, err = run_cli(["info", tmp_path / "bad.pth"], capsys)
+    assert (status, said) == (1, "")
+    assert "bad.pth" in err
+
+
+def test_from_pretrained_says_which_forms_it_takes(tmp_path):
+    with pytest.raises(CheckpointError) as told:
+        Myna.from_pretrained(tmp_path / "myna-hybird.pth")
+    for form in ("run folder", "model folder", ".pth, .bin or .safetensors", "Hub id such as user/name"):
+        assert form in str(told.value)

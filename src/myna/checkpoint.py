@@ -104,6 +104,17 @@ def save_model(
     write_folder(path, write)
 
 
+def export_model(model: MynaModel, path: Path, *, about: dict[str, Any] | None = None) -> None:
+    """Write a model folder where a user wants it: over an older model, but never over anything else."""
+    if path.exists():
+        others = (
+            sorted({p.name for p in path.iterdir()} - {MODEL_FILE, CONFIG_FILE}) if path.is_dir() else ["no folder"]
+        )
+        if others:
+            raise CheckpointError(f"{path} is there and is no model ({others[0]}): name a new folder for the model.")
+    save_model(model, path, about=about)
+
+
 LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.\d+\.part")
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from myna.audio import AudioStream, resample
-from myna.checkpoint import save_model
+from myna.checkpoint import export_model
 from myna.device import Precision, cores, pick_device, pick_precision
 from myna.errors import AudioError, ConfigError
 from myna.hub import card, open_model, push
@@ -127,8 +127,8 @@ class Myna:
         return cls(found.model(), hash=found.hash, about=found.about, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder."""
-        save_model(self.model, Path(folder), about=self.about)
+        """Write a model folder, over an older one if there is one."""
+        export_model(self.model, Path(folder), about=self.about)
 
     def push_to_hub(
         self,

@@ -130,8 +130,8 @@ def _plainly(repo: str, revision: str | None = None) -> Iterator[None]:
         raise CheckpointError(f"{repo} cannot be the name of a Hub repository: {_line(error)}.") from error
     except (_CLIENT_ERROR, OSError) as error:
         raise CheckpointError(
-            f"{repo} is no path here, and the Hugging Face Hub could not serve it ({type(error).__name__}: "
-            f"{_line(error)}): check the connection, or name a folder or file."
+            f"The Hugging Face Hub could not serve {repo} ({type(error).__name__}: {_line(error)}): check the "
+            "connection, and that you may do this there (`hf auth whoami`)."
         ) from error
 
 
@@ -202,6 +202,18 @@ def card(
         + " The code of myna, which reads them, is under the MIT licence."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def read_results(path: Path) -> dict[str, dict[str, float]]:
+    """Read scores for a card from a JSON file: {"task": {"metric": 0.78}}."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {task: {metric: float(value) for metric, value in of.items()} for task, of in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f'{path} cannot be read as results ({_line(error)}): JSON such as {{"gtzan": {{"accuracy": 0.78}}}} was '
+            "wanted."
+        ) from error
 
 
 def _table(rows: Mapping[str, str]) -> str:
