@@ -293,6 +293,36 @@ def push(
 
 
 @app.command
+def export(
+    source: str,
+    /,
+    *,
+    out: Out,
+    patches: Kind | None = None,
+    window_samples: int | None = None,
+) -> int:
+    """Write a model as an ONNX file, and check it against PyTorch: mel power (batch, frame, band) in, vectors out.
+
+    Parameters
+    ----------
+    source
+        A run folder, a model folder, a weights file of the original release, or a Hub id (user/name).
+    out
+        The .onnx file to write.
+    patches
+        Of a hybrid, only this half. Of a release file, the kind that it has.
+    window_samples
+        Length of a window at 16 kHz; by default the segment that the model was trained on.
+    """
+    found = open_model(source, patches=patches)
+    difference = _extra("export", "onnx").export(
+        found.model(), out, patches=patches, window_samples=window_samples, hash=found.hash
+    )
+    err.print(f"{out} is written; onnxruntime's vectors differ from PyTorch's by {difference:.0e} of their spread.")
+    return 0
+
+
+@app.command
 def demo(
     *,
     out: Out = Path("demo"),
@@ -398,12 +428,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _extra(name: str) -> Any:
+def _extra(name: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(f"myna.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"`myna {name}` needs {error.name}, which is not installed: pip install 'myna-music[{name}]'."
+            f"`myna {name}` needs {error.name}, which is not installed: pip install 'myna-music[{extra or name}]'."
         ) from error
 
 
