@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from myna.errors import CheckpointError, ConfigError
-from myna.model import MynaModel
+from myna.model import MynaModel, scale
 from myna.patch import Kind
 
 INPUT, OUTPUT = "mel", "embedding"
@@ -26,12 +26,26 @@ TOLERANCE = 1e-4  # of the vectors' spread
 class Encode(nn.Module):
     """What the file computes: power mel of windows becomes vectors of the chosen patch kinds, side by side."""
 
-    def __init__(self, model: MynaModel, kinds: Sequence[Kind]) -> None:
+    def __init__(self, model: MynaModel, kinds: Sequence[Kind], *, window_samples: int | None = None) -> None:
         super().__init__()
-        self.model, self.kinds = model, tuple(kinds)
+        self.kinds, self.amplitude = tuple(kinds), model.config.amplitude
+        # Positions are kept for the grid of the configured segment: with the window as the segment they are constants.
+        # The amplitude is taken here.
+        update = {"segment_samples": window_samples or model.config.segment_samples, "amplitude": "power"}
+        self.model = MynaModel(model.config.model_copy(update=update))
+        self.model.load_state_dict(model.state_dict())
+        self.model.encoder.attend_by("products")
+        self.eval().requires_grad_(False)
 
     def forward(self, mel: Float[Tensor, "batch frame band"]) -> Float[Tensor, "batch dims"]:
-        return self.model.encode(mel, self.kinds)
+        heard = log1p(mel) if self.amplitude == "log1p" else scale(mel, self.amplitude)
+        return self.model.encode(heard, self.kinds)
+
+
+def log1p(x: Tensor) -> Tensor:
+    """Take log(1 + x) as exactly as torch.log1p does for x >= 0: ONNX has only log, whose 1 + x loses quiet music."""
+    whole = 1 + x
+    return torch.where(whole == 1, x, whole.log() * x / (whole - 1))
 
 
 def export(
@@ -52,12 +66,8 @@ def export(
     kinds = config.patches if patches is None else (patches,)
     if not set(kinds) <= set(config.patches):
         raise ConfigError(f"The model has {' and '.join(config.patches)} patches, not {patches}.")
-    # positions are kept for the grid of the configured segment: with the window as the segment they are constants
-    sized = MynaModel(config.model_copy(update={"segment_samples": window_samples or config.segment_samples}))
-    sized.load_state_dict(model.state_dict())
-    sized.encoder.attend_by("products")
-    encode = Encode(sized, kinds).eval().requires_grad_(False)
-    example = torch.rand(2, sized.config.segment_frames, config.front_end.bands)
+    encode = Encode(model, kinds, window_samples=window_samples)
+    example = torch.rand(2, encode.model.config.segment_frames, config.front_end.bands)
     with _quiet():
         program = torch.onnx.export(
             encode,
@@ -71,12 +81,13 @@ def export(
         )
     found = program.model_proto
     facts = {"format": "myna-onnx", "patches": "+".join(kinds), "hash": hash, "input": "mel power (batch, frame, band)"}
-    facts |= {"model": sized.config.model_dump_json(), "front_end": json.dumps(config.front_end.model_dump())}
+    facts |= {"model": config.model_dump_json(), "front_end": json.dumps(config.front_end.model_dump())}
+    facts["window_samples"] = str(encode.model.config.segment_samples)
     onnx.helper.set_model_props(found, facts)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(found.SerializeToString())
-        difference = _difference(encode, temporary, example.shape)
+        difference = _difference(model, kinds, temporary, example.shape)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -98,14 +109,14 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _difference(encode: Encode, path: Path, shape: Sequence[int]) -> float:
+def _difference(model: MynaModel, kinds: Sequence[Kind], path: Path, shape: Sequence[int]) -> float:
     """Compare the file with PyTorch on windows from silence to loud, one at a time and several at once."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     level = torch.logspace(-8, 4, 5)[:, None, None]
     mel = torch.randn(5, *shape[1:], generator=generator).square() * level
     with torch.inference_mode():
-        wanted = encode(mel).numpy()
+        wanted = model.encode(mel, kinds).numpy()
     together = session.run([OUTPUT], {INPUT: mel.numpy()})[0]
     alone = np.concatenate([session.run([OUTPUT], {INPUT: one[None]})[0] for one in mel.numpy()])
     difference = float(max(np.abs(together - wanted).max(), np.abs(alone - wanted).max()) / wanted.std())
