@@ -69,7 +69,7 @@ def test_damage_is_said_plainly(model, tmp_path):
     config.write_text(json.dumps(whole | {"version": 99}))
     with pytest.raises(CheckpointError, match="version 99"):
         open_checkpoint(tmp_path / "m")
-    for broken in ("{", "[]", json.dumps(whole | {"model": {"dim": "wide"}})):
+    for broken in ("{", "[]", json.dumps(whole | {"model": {"dim": "wide"}}), json.dumps(whole | {"about": 3})):
         config.write_text(broken)
         with pytest.raises(CheckpointError, match="damaged"):
             open_checkpoint(tmp_path / "m")

@@ -142,7 +142,16 @@ def test_only_a_string_of_that_form_that_is_no_path_asks_the_hub(hub, model, tmp
     monkeypatch.chdir(tmp_path)
     save_model(model, tmp_path / "anna" / "songs")
     assert open_model("anna/songs").config == model.config
-    for source in (tmp_path / "a", "a", "a/b/c", "../a", "./a/b", "/a/b", (tmp_path / "a").relative_to(tmp_path)):
+    for source in (
+        tmp_path / "a",
+        "a",
+        "a/b/c",
+        "anna/snogs",
+        "../a",
+        "./a/b",
+        "/a/b",
+        (tmp_path / "a").relative_to(tmp_path),
+    ):
         with pytest.raises(CheckpointError, match=r"There is no model at .*Hub id such as user/name was wanted"):
             open_model(source)
     assert hub.asked == []

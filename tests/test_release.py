@@ -18,6 +18,7 @@ from myna.model import ModelConfig, MynaModel
 from myna.release import open_release
 from original import Original
 from sounds import music
+from stores import make_store, random_mels
 
 SMALL = {"dim": 64, "depth": 2, "heads": 1, "hidden": 96}
 NAMES = {"square": "myna-base.pth", "vertical": "myna-vertical.pth", "hybrid": "myna-hybrid.pth"}
@@ -270,3 +271,17 @@ def test_from_pretrained_says_which_forms_it_takes(tmp_path):
         Myna.from_pretrained(tmp_path / "myna-hybird.pth")
     for form in ("run folder", "model folder", ".pth, .bin or .safetensors", "Hub id such as user/name"):
         assert form in str(told.value)
+
+
+def test_training_goes_on_from_a_release_file_with_a_new_projector(tmp_path, capsys):
+    path = saved(Original("hybrid", **SMALL), tmp_path / "myna-hybrid.pth")
+    store = make_store(tmp_path / "store", random_mels(10, 130))
+    small = ["--dim", "64", "--depth", "2", "--heads", "1", "--mlp-dim", "96", "--batch", "4", "--precision", "fp32"]
+    arguments = ["pretrain", store.path, "-o", tmp_path / "run", "--recipe", "hybrid", *small, "--init-from", path]
+    status, _, err = run_cli([*arguments, "--clip-seconds", "0", "--steps", "1"], capsys)
+    assert status == 0
+    assert "myna-hybrid.pth has no projector: a new one was drawn from seed 0." in err
+    trained, given = open_checkpoint(tmp_path / "run").weights(), open_release(path).weights()
+    assert trained.keys() - given.keys() == {f"projector.{n}.{what}" for n in (0, 2) for what in ("weight", "bias")}
+    for name, value in given.items():  # one step of Adam at 3e-4 away
+        assert (trained[name] - value).abs().max() < 4e-4

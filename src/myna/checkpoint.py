@@ -204,8 +204,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"this myna reads {FORMAT!r} version {VERSION}."
             )
         config = ModelConfig.model_validate(found["model"])
-        return Checkpoint(folder, config, str(found["hash"]), found["about"])
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+        return Checkpoint(folder, config, str(found["hash"]), dict(found["about"]))
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}).") from error
 
 

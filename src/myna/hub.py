@@ -46,24 +46,25 @@ _CLIENT_ERROR = HfHubHTTPError.__bases__[0]
 def open_model(source: str | Path, *, patches: Kind | None = None, revision: str | None = None) -> Checkpoint:
     """Open whatever a model may be given as: see `FORMS`.
 
-    A path of this machine comes first; only a string can be a Hub id. `revision` is a branch, tag or commit of the
-    Hub. `patches` says which kind a release file with one kind has, if its name does not.
+    A path of this machine comes first; only a string can be a Hub id, and only if no folder here has its first part as
+    a name, so that a mistyped path is not asked for over the network. `revision` is a branch, tag or commit of the Hub.
+    `patches` says which kind a release file with one kind has, if its name does not.
     """
     path = Path(source)
     if path.is_file():
         return open_release(path, patches=patches)
     if path.is_dir():
         return _open_folder(path, path.name, patches)
-    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source) or path.parent.is_dir():
         raise CheckpointError(f"There is no model at {source}: {FORMS} was wanted.")
     folder = fetch(source, revision=revision)
-    found = _open_folder(folder, source, patches)
+    found = _open_folder(folder, path.name, patches)
     return replace(found, about={**found.about, "hub": f"{source}@{folder.name}"})
 
 
 def _open_folder(folder: Path, name: str, patches: Kind | None) -> Checkpoint:
     """Open a folder of ours, or else the release's weights in it."""
-    files = [folder / file for file in weight_files(name.rpartition("/")[2]) if (folder / file).is_file()]
+    files = [folder / file for file in weight_files(name) if (folder / file).is_file()]
     if not files or _is_ours(folder):
         return open_checkpoint(folder)
     return open_release(files[0], patches=patches, name=name)
@@ -152,12 +153,13 @@ def push(
     if not HUB_ID.fullmatch(repo):
         raise CheckpointError(f"{repo!r} is no Hub id: user/name was wanted.")
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as place, _plainly(repo):
+    with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         save_model(model, folder, about=about)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Myna model")
+        with _plainly(repo):
+            address = api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Myna model")
     return str(address)
 
 
