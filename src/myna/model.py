@@ -31,7 +31,9 @@ class ModelConfig(BaseModel):
     head_dim: int = Field(64, ge=1, description="width of a head")
     mlp_dim: int = Field(1536, ge=1, description="hidden width of a block's feed-forward part")
     projector_hidden: int = Field(384, ge=1, description="hidden width of the projector (training only)")
-    projector_dim: int = Field(128, ge=1, description="width of the projections that the loss compares")
+    projector_dim: int = Field(
+        128, ge=0, description="width of the projections that the loss compares; 0: no projector"
+    )
     amplitude: Amplitude = Field("power", description="scale of the mel spectrogram that the encoder sees")
     segment_samples: int = Field(50_000, ge=1024, description="samples of one segment at 16 kHz")
     front_end: FrontEnd = FrontEnd()
@@ -56,7 +58,7 @@ class ModelConfig(BaseModel):
     def flops(self, kind: Kind, *, tokens: int) -> int:
         """Count the matrix-product operations of one sample's forward pass with `tokens` tokens."""
         shape = {name: getattr(self, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
-        projector = 2 * (self.dim * self.projector_hidden + self.projector_hidden * self.projector_dim)
+        projector = 2 * (self.dim + self.projector_dim) * self.projector_hidden if self.projector_dim else 0
         return forward_flops(tokens=tokens, **shape) + 2 * tokens * PATCHES[kind].values * self.dim + projector
 
 
@@ -100,11 +102,14 @@ class MynaModel(nn.Module):
                 head_dim=config.head_dim,
                 mlp_dim=config.mlp_dim,
             )
-            self.projector = nn.Sequential(
-                nn.Linear(config.dim, config.projector_hidden),
-                nn.GELU(),
-                nn.Linear(config.projector_hidden, config.projector_dim),
-            )
+            # the release's weights come without a projector: then there is none, rather than a random one
+            self.projector = nn.Identity()
+            if config.projector_dim:
+                self.projector = nn.Sequential(
+                    nn.Linear(config.dim, config.projector_hidden),
+                    nn.GELU(),
+                    nn.Linear(config.projector_hidden, config.projector_dim),
+                )
         for kind, grid in config.grids().items():
             self.register_buffer(f"positions_{kind}", positions(grid, config.dim), persistent=False)
 
