@@ -444,7 +444,7 @@ def _print_facts(facts: dict[str, str]) -> None:
 
 
 def _print_report(report: Report) -> None:
-    """Print splits and counts to stdout, and whatever is not well to stderr."""
+    """Print splits, counts and unusable files; whatever else is to be said goes to stderr."""
     for part in report.parts:
         verdict = {True: "as published", False: f"WRONG, {part.wanted} were wanted", None: "your own"}[part.right]
         if part.right is False and part.count == part.wanted:
@@ -454,7 +454,7 @@ def _print_report(report: Report) -> None:
     for note in report.notes:
         err.print(note)
     for problem in report.problems:
-        err.print(f"{problem.id}\t{problem.path}\t{problem.why}")
+        print(f"{problem.id}\t{problem.path}\t{problem.why}")
     for sentence in report.wrong:
         err.print(sentence)
     if report.problems:

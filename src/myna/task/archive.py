@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from myna.errors import TaskError
 
@@ -81,7 +80,7 @@ def unpack(parts: Sequence[Path], into: Path) -> int:
     return count
 
 
-def _members(name: str, file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(name: str, file: io.BufferedIOBase) -> Iterator[tuple[str, io.BufferedIOBase]]:
     if ".zip" in name:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():

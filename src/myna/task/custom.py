@@ -72,6 +72,8 @@ def read(
         f"{'s' * (len(understood.columns) > 1)} {', '.join(understood.columns)}.{scaled}",
         *notes,
     ]
+    if understood.answer == "key" and (unseen := _unseen(outputs, labels, parts)):  # few songs do not fill 24 classes
+        notes.append(f"No row in train has {', '.join(unseen)}: no probe can learn it.")
     items, problems = [], []
     for number, (row, part, label) in enumerate(zip(rows, parts, labels, strict=True), start=1):
         start, length = _stretch(table, number, row)
@@ -296,9 +298,13 @@ def _check_parts(
                     f"{len(bad)} tags of {table}, such as {bad[0]!r}, are on none or on all of the rows in {part}, so "
                     "that no score is defined: drop them, or split otherwise."
                 )
-    if answer in ("single", "key"):
-        unseen = sorted({outputs[label] for label in labels} - {outputs[label] for label in by_part["train"]})
-        if unseen:
-            raise TaskError(f"{table} has no row in train for {', '.join(unseen[:5])}: a probe could not learn it.")
-        if len(set(by_part["train"])) < 2:
-            raise TaskError(f"{table} has one class only: there is nothing to tell apart.")
+    if answer in ("single", "key") and len(set(labels)) < 2:
+        raise TaskError(f"{table} has one class only: there is nothing to tell apart.")
+    if answer == "single" and (unseen := _unseen(outputs, labels, parts)):
+        raise TaskError(f"{table} has no row in train for {', '.join(unseen[:5])}: a probe could not learn it.")
+
+
+def _unseen(outputs: Sequence[str], labels: Sequence[Label], parts: Sequence[Part]) -> list[str]:
+    """Name the classes that no row in train has."""
+    known = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
+    return [outputs[label] for label in sorted(set(labels) - known)]
