@@ -7,7 +7,7 @@ import pytest
 from benchmarks import copies, sound
 from myna.errors import ConfigError, TaskError
 from myna.task import check_benchmark, load, load_benchmark
-from myna.task.base import PARTS, Split, hash_ids
+from myna.task.base import PARTS, Split, check_counts, hash_ids
 from myna.task.gtzan import BENCHMARK, GENRES, SPLITS, download_lists, parse_list, read
 
 # tracks of each genre in train, valid and test, as published
@@ -167,3 +167,22 @@ def test_check_downloads_only_when_asked(data):
 def test_the_published_counts_agree_with_the_classes():
     for k, part in enumerate(PARTS):
         assert SPLITS[part].count == sum(counts[k] for counts in PER_GENRE.values())
+
+
+# the published validation list, as its author first wrote it: numbers from 1 in the order of genres
+VALID = """1-12 51-61 101-111 169-177 201-208 210-219 228 242 243 246 250 301 303-305 307-315 347 349 353 368 369 373
+376 391 396 482-499 503-511 526-533 601 602 607-612 617-621 637 638 669 677 678 682 683 711 754 756 759-763 782 784-787
+862 863 871 873 875 877-879 886 893-900 939 950-957 972-986"""
+
+
+def test_the_published_validation_list_has_the_hash():
+    numbers = []
+    for span in VALID.split():
+        first, _, last = span.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    lines = [f"{genre}/{genre}.{n:05d}.wav" for genre, n in ((GENRES[(k - 1) // 100], (k - 1) % 100) for k in numbers)]
+    ids = parse_list("\n".join(lines))
+    assert [sum(stem.startswith(genre) for stem in ids) for genre in GENRES] == [of[1] for of in PER_GENRE.values()]
+    assert check_counts("gtzan", {"valid": ids}, {"valid": SPLITS["valid"]}) == []
+    swapped = (*ids[1:], "blues.00099")
+    assert "other ids" in check_counts("gtzan", {"valid": swapped}, {"valid": SPLITS["valid"]})[0]
