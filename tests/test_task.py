@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import copies, sound
+from layouts import copies, sound
 from myna import task as tasks
 from myna.cli import main
 from myna.errors import ConfigError, TaskError

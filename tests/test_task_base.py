@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import sound, table
+from layouts import sound, table
 from myna.errors import TaskError
 from myna.task.archive import Joined, plan, unpack
 from myna.task.base import Item, Split, Task, check_counts, check_facts, hash_ids

@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from benchmarks import copies, sound
+from layouts import copies, sound
 from myna.errors import ConfigError, TaskError
 from myna.key import parse_key
 from myna.task import Own, check, load

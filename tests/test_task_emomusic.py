@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import copies, sound, table
+from layouts import copies, sound, table
 from myna.errors import TaskError
 from myna.task import load_benchmark, unpack
 from myna.task.base import Split, check_counts, check_facts, hash_ids

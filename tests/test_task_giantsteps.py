@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import copies, sound, table
+from layouts import copies, sound, table
 from myna.errors import TaskError
 from myna.key import name_key
-from myna.task import load_benchmark
+from myna.task import check_benchmark, load_benchmark
 from myna.task.base import Split, check_counts, hash_ids
 from myna.task.giantsteps import BENCHMARK, clip_starts, keeps, read, split_artist, split_artists
 
@@ -193,6 +193,23 @@ def test_missing_short_and_broken_songs_are_told_by_song(data):
     small = replace(BENCHMARK, splits={part: Split(len(i), hash_ids(i)) for part, i in reading.ids.items()})
     task = load_benchmark(small, data, allow_missing=True)
     assert task.missing == ("0005061", "0010089", "0846900")
+
+
+def test_check_names_songs_whose_sound_cannot_be_decoded(data):
+    path = data / "audio/10089.LOFI.mp3"
+    frames = path.read_bytes()
+    path.write_bytes(b"\xff\xfb" + bytes(1000))
+    reading = read(data)
+    small = replace(
+        BENCHMARK, splits={part: Split(len(i), hash_ids(i)) for part, i in reading.ids.items()}, facts=reading.facts
+    )
+    report = check_benchmark(small, data)
+    assert [problem.id for problem in report.problems] == ["0010089"]
+    assert report.wrong == ()
+    path.write_bytes(frames)
+    report = check_benchmark(small, data)
+    assert report.well
+    assert (report.items, report.decoded) == (10, 5)
 
 
 def test_another_count_of_clips_is_an_error(data):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import copies, sound
+from layouts import copies, sound
 from myna.errors import ConfigError, TaskError
 from myna.task import check_benchmark, load, load_benchmark
 from myna.task.base import PARTS, Split, check_counts, hash_ids

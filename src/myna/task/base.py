@@ -36,8 +36,8 @@ class Item:
 class Task:
     """A benchmark, read and checked. `outputs` names the classes, tags or values, in the order of the labels.
 
-    `missing` names the items that were asked for and not found, which every result tells; `notes` are sentences
-    that the user should see, such as how the columns of a table of their own were understood.
+    `missing` names the items (or songs) that were asked for and not found, which every result tells; `notes` are
+    sentences that the user should see, such as how the columns of a table of their own were understood.
     """
 
     name: str

@@ -60,7 +60,7 @@ def split_of(clip_id: str, mp3_path: str) -> Part | None:
 def read(data: Path) -> Reading:
     """Read the benchmark from a folder that holds the annotations and the sixteen folders of MP3s."""
     path = find_file(data, ANNOTATIONS)
-    rows = read_table(path, ["clip_id", "mp3_path"], delimiter="\t", exact=True)
+    rows = read_table(path, ["clip_id", "mp3_path"], delimiter="\t")
     _compare(rows, data)
     tags = top_tags(rows)
     audio = _audio_folder(data)
