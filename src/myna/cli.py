@@ -262,6 +262,39 @@ def demo(
     return _some_failed(len(failures(out / "store")), out / "store")
 
 
+@app.command
+def reproduce(
+    item: str,
+    /,
+    *,
+    out: Out,
+    size: Literal["full", "small", "smoke"] = "full",
+    small: bool = False,
+    store: Path | None = None,
+) -> int:
+    """Repeat a table or figure of the paper, or a part of the study of key. What is done already is not done again.
+
+    Parameters
+    ----------
+    item
+        table1, table2, figure4, figure5, appendix-b, or key-examples, key-songs, key-batch, key-mask, key-amplitude,
+        key-distance.
+    out
+        The folder for its runs, table and figure; items in one folder share runs.
+    size
+        full trains as the paper does; small takes composed songs and half an hour; smoke only shows that it runs.
+    small
+        The same as --size small.
+    store
+        The store to train on, of AudioSet's music; needed at full size.
+    """
+    files = _extra("reproduce", "demo").reproduce(item, out, size="small" if small else size, store=store)
+    print(files[0].read_text(encoding="utf-8"))
+    for file in files:
+        err.print(f"{file}")
+    return 0
+
+
 @app.command(name="recipe")
 def show_recipe(name: str | None = None, /) -> int:
     """Print a recipe's settings as YAML that --config takes; without a name, list the recipes."""
@@ -347,12 +380,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _extra(name: str) -> Any:
+def _extra(name: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(f"myna.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"`myna {name}` needs {error.name}, which is not installed: pip install 'myna-music[{name}]'."
+            f"`myna {name}` needs {error.name}, which is not installed: pip install 'myna-music[{extra or name}]'."
         ) from error
 
 
