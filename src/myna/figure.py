@@ -37,7 +37,7 @@ STYLE = (
 )
 WIDTH, HEIGHT = 620.0, 380.0
 Across = Callable[[float], float]  # from a value to its pixel
-CHARACTER = 6.9  # width of an average one, in the bold of 12 px
+CHARACTER = 7.4  # width of an average one, in the bold of 12 px
 
 
 @dataclass(frozen=True)
@@ -240,13 +240,15 @@ def cost_and_score(models: Sequence[Priced], *, title: str, x_label: str, y_labe
         parts += [plot.text(across(value), bottom + 18, short(value), "tick", "middle")]
     kinds = {"ours": ("mark k0", 0), "paper": ("mark k1 quoted", 1), "other": ("mark other", 2)}
     taken = [(across(m.cost) - 6, up(m.score) - 6, across(m.cost) + 6, up(m.score) + 6) for m in models]
+    whiskers = [m for m in models if m.low is not None and m.high is not None]
+    taken += [(across(m.cost) - 2, up(m.high), across(m.cost) + 2, up(m.low)) for m in whiskers]
     for model in sorted(models, key=lambda m: ("ours", "paper", "other").index(m.whose)):
         x, y, (kind, shape) = across(model.cost), up(model.score), kinds[model.whose]
+        colour = {"ours": "label k0", "paper": "label k1", "other": "note"}[model.whose]
+        parts.append(_beside(x, y, model.name, colour, taken, (left, top - 8, right + 16, bottom)))
         if model.low is not None and model.high is not None:
             parts.append(plot.segment(x, up(model.low), x, up(model.high), "whisker k0"))
         parts.append(_mark(x, y, shape, kind))
-        colour = {"ours": "label k0", "paper": "label k1", "other": "note"}[model.whose]
-        parts.append(_beside(x, y, model.name, colour, taken, (left, top - 8, right + 16, bottom)))
     legend = {"ours": "ours, measured here", "paper": "the paper's own", "other": "others, as the paper quotes them"}
     at = left
     for whose in (w for w in legend if any(m.whose == w for m in models)):
@@ -260,23 +262,28 @@ Box = tuple[float, float, float, float]
 
 
 def _beside(x: float, y: float, name: str, kind: str, taken: list[Box], inside: Box) -> str:
-    """Write a name next to its mark, where it covers least; the place is then taken."""
+    """Write a name next to its mark, where it covers least; the place is then taken. A far one gets a leader."""
     wide = CHARACTER * len(name)
-    places = [(x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 11, "middle"), (x, y + 19, "middle")]
-    places += [(x + 9, y - 8, "start"), (x + 9, y + 15, "start"), (x - 9, y - 8, "end"), (x - 9, y + 15, "end")]
+    near = [(10, 4, "start"), (-10, 4, "end"), (0, -11, "middle"), (0, 19, "middle")]
+    near += [(9, -8, "start"), (9, 15, "start"), (-9, -8, "end"), (-9, 15, "end")]
+    far = [
+        (side * 26, 4 + dy, "start" if side > 0 else "end") for dy in (-18, 18, -32, 32, -46, 46) for side in (1, -1)
+    ]
+    far += [(0, dy, "middle") for dy in (-27, 34, -43, 50)]
 
-    def box(place: tuple[float, float, str]) -> Box:
-        start = {"start": place[0], "middle": place[0] - wide / 2, "end": place[0] - wide}[place[2]]
-        return start, place[1] - 10, start + wide, place[1] + 3
+    def box(dx: float, dy: float, anchor: str) -> Box:
+        start = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        return start, y + dy - 10, start + wide, y + dy + 3
 
     def covered(place: tuple[float, float, str]) -> float:
-        here = box(place)
+        here = box(*place)
         outside = (here[2] - here[0]) * (here[3] - here[1]) - _overlap(here, inside)
-        return outside + sum(_overlap(here, other) for other in taken)
+        return outside + sum(_overlap(here, other) for other in taken) + (40 if place in far else 0)
 
-    best = min(places, key=covered)
-    taken.append(box(best))
-    return plot.text(best[0], best[1], name, kind, best[2])
+    dx, dy, anchor = best = min(near + far, key=covered)
+    taken.append(box(*best))
+    leader = "" if best in near else plot.segment(x, y, x + dx * 0.9, y + (dy - 10 if dy > 0 else dy + 3), "leader")
+    return leader + plot.text(x + dx, y + dy, name, kind, anchor)
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -258,7 +258,7 @@ def _key(what: str, x_label: str, size: Size, runs: tuple[Run, ...], *, levels: 
     """Return an experiment on key, held against chroma and untrained encoders."""
     if levels:
         runs += tuple(_untrained(size, {f"untrained {model}": name for model, name in KINDS.items()}))
-    shown = _Shown(f"key-{what}", f"Key: {x_label}", x_label, question="key", **options)
+    shown = _Shown(f"key-{what}", f"Key by {x_label}", x_label, question="key", **options)
     return Experiment(shown.name, shown.title, (*runs, BASELINES[1]), shown)
 
 
