@@ -20,16 +20,9 @@ from myna.exam import AVERAGE, ComposedExam, Exam
 from myna.figure import Curve, Priced
 from myna.sweep import Bench, Experiment, Record, Run, Size, by_setting, console_teller, mean_of
 
-TINY = {
-    "dim": 128,
-    "depth": 4,
-    "heads": 2,
-    "mlp_dim": 512,
-    "projector_hidden": 256,
-    "amplitude": "log1p",
-    "learning_rate": 1e-3,
-    "clip_seconds": 0.0,
-}
+# what makes the recipe tiny small, to be laid over the others
+SMALL = ("dim", "depth", "heads", "mlp_dim", "projector_hidden", "amplitude", "learning_rate", "clip_seconds")
+TINY = {name: getattr(getattr(recipe.tiny(), recipe.fields()[name]), name) for name in SMALL}
 SMOKE = TINY | {"dim": 32, "depth": 1, "heads": 1, "mlp_dim": 32, "log_every": 1}
 SMOKE |= {"precision": "fp32", "attention": "sdpa", "micro_batch": "off"}  # nothing to measure first
 SIZES = {
