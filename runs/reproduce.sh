@@ -4,11 +4,11 @@
 #   runs/reproduce.sh --small [ITEM ...]          composed songs, half an hour an item on two cores
 #   runs/reproduce.sh --store STORE [ITEM ...]    full size on AudioSet; docs/data.md says how to make the store
 #
-# Options go to `myna reproduce`; without items, all are done. $OUT (reproduced/) gets a .md and a .svg an item.
+# Options go to `myna reproduce`; without items, all are done. $OUT (out/reproduced) gets a .md and a .svg an item.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 myna=${MYNA:-.venv/bin/myna}
-out=${OUT:-reproduced}
+out=${OUT:-out/reproduced}
 
 options=() items=()
 while (($#)); do
