@@ -19,6 +19,7 @@ from rich.table import Table
 from myna import __version__, doctor
 from myna import recipe as recipes
 from myna.about import as_json, describe, failures, learned
+from myna.audioset import find_segments
 from myna.checkpoint import export_model
 from myna.device import Precision, pick_device
 from myna.embedder import Myna
@@ -33,7 +34,9 @@ from myna.progress import Bar, clock
 from myna.rank import join, local_device
 from myna.run import length_of, read_run
 from myna.store import Store
-from myna.track import find_tracks
+from myna.task import BENCHMARKS, Own, Report, check, unpack
+from myna.task.base import Answer
+from myna.track import Track, find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Trainer
 
 EXIT_USER, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 3, 130
@@ -59,6 +62,8 @@ def prepare(
     shard: str = "0/1",
     workers: int | None = None,
     dtype: Literal["float16", "uint8"] = "float16",
+    audioset_csv: list[Path] | None = None,
+    ontology: Path | None = None,
 ) -> int:
     """Turn music into a mel store: every spectrogram computed once.
 
@@ -76,10 +81,15 @@ def prepare(
         Processes; all cores by default.
     dtype
         float16 keeps power within 0.2 %; uint8 takes half of the space and keeps it within 0.28 dB (6.6 %).
+    audioset_csv
+        A list of AudioSet's segments: of the files, only its music, found by the video's id, is cut out and prepared.
+    ontology
+        AudioSet's ontology.json: what is labelled with a class below music is music, too.
     """
+    tracks = _music_of_audioset(audioset_csv, paths, ontology) if audioset_csv or ontology else find_tracks(paths)
     with Bar("prepare", "files") as bar:
         summary = prepare_store(
-            find_tracks(paths),
+            tracks,
             out,
             shard=_shard(shard),
             workers=workers,
@@ -351,6 +361,115 @@ def demo(
     return _some_failed(len(failures(out / "store")), out / "store")
 
 
+tasks = App(name="tasks", help="List the benchmarks, what to download for each, and check or unpack it.")
+app.command(tasks)
+
+
+@tasks.default
+def list_tasks() -> int:
+    """List the benchmarks: what they hold, what to download, how large it is, where it goes."""
+    for benchmark in BENCHMARKS.values():
+        counts = ", ".join(f"{split.count} {part}" for part, split in benchmark.splits.items())
+        print(f"{benchmark.name}\n  {benchmark.title}; {counts} {benchmark.unit}")
+        for source in benchmark.sources:
+            print(f"  {source.what} ({source.size})\n    from {source.url}\n    to   {source.place}")
+    print("labels.csv\n  Your own: a table with `path`, labels and `split` (or --split 60/20/20 --group artist)")
+    return 0
+
+
+@tasks.command(name="check")
+def check_task(
+    name: str,
+    /,
+    *,
+    data: Path | None = None,
+    splits: Path | None = None,
+    download: bool = False,
+    split: str | None = None,
+    group: str | None = None,
+    kind: Answer | None = None,
+    columns: str | None = None,
+    seed: int = 0,
+) -> int:
+    """Verify everything before any work: counts, ids, and the beginning of every file.
+
+    Parameters
+    ----------
+    name
+        magnatagatune, gtzan, giantsteps, emomusic, or a table of your own (.csv).
+    data
+        The folder that holds the benchmark, unpacked.
+    splits
+        A folder with GTZAN's split lists, if they are elsewhere.
+    download
+        Fetch GTZAN's split lists into the folder first; nothing else ever uses the network.
+    split
+        Of your own table: shares of train, valid and test, as in 60/20/20, if it has no column `split`.
+    group
+        Of your own table: the column, such as the artist, whose values must not cross splits.
+    kind
+        Of your own table: what the labels are; guessed unless given.
+    columns
+        Of your own table: the columns with labels, parted by commas; guessed unless given.
+    seed
+        Of your own table: another seed for --split.
+    """
+    own = (
+        Own(split, group, kind, tuple(columns.split(",")) if columns else None, seed) if name.endswith(".csv") else None
+    )
+    report = check(name, data, splits=splits, download=download, own=own)
+    _print_report(report)
+    return EXIT_USER if report.wrong else EXIT_SOME_FAILED if report.problems else 0
+
+
+@tasks.command(name="unpack")
+def unpack_task(name: str, /, *, data: Path) -> int:
+    """Unpack a benchmark's archives, each into a folder beside it.
+
+    Parameters
+    ----------
+    name
+        magnatagatune, gtzan, giantsteps or emomusic.
+    data
+        The folder that holds the archives.
+    """
+    for folder, files in unpack(name, data).items():
+        err.print(f"{folder}: {files} files")
+
+
+@app.command
+def reproduce(
+    item: str,
+    /,
+    *,
+    out: Out,
+    size: Literal["full", "small", "smoke"] = "full",
+    small: bool = False,
+    store: Path | None = None,
+) -> int:
+    """Repeat a table or figure of the paper, or a part of the study of key. What is done already is not done again.
+
+    Parameters
+    ----------
+    item
+        table1, table2, figure4, figure5, appendix-b, or key-examples, key-songs, key-batch, key-mask, key-amplitude,
+        key-distance.
+    out
+        The folder for its runs, table and figure; items in one folder share runs.
+    size
+        full trains as the paper does; small takes composed songs and half an hour; smoke only shows that it runs.
+    small
+        The same as --size small.
+    store
+        The store to train on, of AudioSet's music; needed at full size.
+    """
+    files = _extra("reproduce", "demo").reproduce(item, out, size="small" if small else size, store=store)
+    print(files[0].read_text(encoding="utf-8"))
+    for file in files:
+        err.print(f"{file}")
+    return 0
+
+
 @app.command(name="recipe")
 def show_recipe(name: str | None = None, /) -> int:
     """Print a recipe's settings as YAML that --config takes; without a name, list the recipes."""
@@ -415,6 +534,14 @@ def _complain(message: str) -> None:
     err.print(f"myna: {message}")
 
 
+def _music_of_audioset(lists: list[Path] | None, folders: list[str], ontology: Path | None) -> list[Track]:
+    if not lists:
+        raise ConfigError("An ontology was given without a list of segments: name one with --audioset-csv.")
+    found = find_segments(lists, folders, ontology=ontology)
+    err.print(f"AudioSet: {len(found.tracks)} segments of music have a file, {found.missing} have none")
+    return found.tracks
+
+
 def _some_failed(count: int, out: Path) -> int:
     if count:
         err.print(f"{count} files could not be used; see why with: myna errors {out}")
@@ -459,6 +586,24 @@ def _print_facts(facts: dict[str, str]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _print_report(report: Report) -> None:
+    """Print splits, counts and unusable files; whatever else is to be said goes to stderr."""
+    for part in report.parts:
+        verdict = {True: "as published", False: f"WRONG, {part.wanted} were wanted", None: "your own"}[part.right]
+        if part.right is False and part.count == part.wanted:
+            verdict = "WRONG, other ids"
+        print(f"{part.part:<6}{part.count:>7} {report.unit}  {part.sha256}  {verdict}")
+    print(f"{report.items} items; {report.decoded} files begin as sound ({report.wall_s:.1f} s)")
+    for note in report.notes:
+        err.print(note)
+    for problem in report.problems:
+        print(f"{problem.id}\t{problem.path}\t{problem.why}")
+    for sentence in report.wrong:
+        err.print(sentence)
+    if report.problems:
+        err.print(f"{len(report.problems)} files cannot be used.")
 
 
 def _print_plan(plan: Plan, done: int) -> None:
