@@ -1,6 +1,5 @@
 """One step's gradient: views become projections, projections a loss, the loss a gradient (Algorithm 1)."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from myna.loss import LossConfig, contrastive
+from myna.loss import ContrastiveLoss, LossConfig
 from myna.model import MynaModel
 from myna.patch import Kind
 from myna.rank import SOLO, World
@@ -26,7 +25,8 @@ class Step:
     one pass; else one after the other, which keeps one kind's activations at a time. `micro_batch` clips are embedded
     at a time, at the cost of a second forward pass (GradCache, arXiv 2101.06983): the loss still compares the whole
     batch and the gradient is that of the undivided one. With several ranks the views are this rank's rows, and the
-    gradient is that of the global batch on every rank.
+    gradient is that of the global batch on every rank. `loss` holds what the loss learns and remembers; SogCLR needs
+    to know how many `clips` the store has.
     """
 
     def __init__(
@@ -37,10 +37,13 @@ class Step:
         precision: str = "fp32",
         micro_batch: int | None = None,
         together: bool = False,
+        clips: int = 0,
         compile: Compile = "off",
         world: World = SOLO,
     ) -> None:
-        self.loss, self.precision, self.micro_batch, self.world = loss, precision, micro_batch, world
+        self.precision, self.micro_batch, self.world = precision, micro_batch, world
+        self.loss = ContrastiveLoss(loss, model.config.patches, clips=clips, world=world)
+        self.loss.to(next(model.parameters()).device)
         self.together = together or world.size > 1  # DistributedDataParallel wants all parameters in each pass
         self.model: torch.nn.Module = model
         if world.size > 1:
@@ -51,36 +54,36 @@ class Step:
             self.model = torch.compile(self.model, mode=compile, dynamic=False)
 
     def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
-        numbers: dict[str, Tensor] = {}
+        found: dict[Kind, dict[str, Tensor]] = {}
         for group in [tuple(views)] if self.together else [(kind,) for kind in views]:
-            self._add_gradient({kind: views[kind] for kind in group}, len(views), numbers)
-        for name in ("loss", "top1"):
-            numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
+            self._add_gradient({kind: views[kind] for kind in group}, len(views), found)
+        numbers = {f"{name}_{kind}": value for kind, values in found.items() for name, value in values.items()}
+        for name in next(iter(found.values())):
+            numbers[name] = torch.stack([values[name] for values in found.values()]).mean()
         return numbers
 
-    def _add_gradient(self, views: dict[Kind, Views], kinds: int, numbers: dict[str, Tensor]) -> None:
-        local = next(iter(views.values())).patches.shape[1]
+    def _add_gradient(self, views: dict[Kind, Views], kinds: int, found: dict[Kind, dict[str, Tensor]]) -> None:
+        local = len(next(iter(views.values())))
         if self.micro_batch is None or self.micro_batch >= local:
-            self._loss(self._project(views), kinds, numbers).backward()
+            self._loss(views, self._project(views), kinds, found).backward()
             return
+        parts = [slice(start, start + self.micro_batch) for start in range(0, local, self.micro_batch)]
         with torch.no_grad():
-            parts = [self._project(part) for part in _split(views, self.micro_batch)]
-        whole = {kind: torch.cat([part[kind] for part in parts], dim=1).requires_grad_() for kind in views}
-        loss = self._loss(whole, kinds, numbers)
-        gradients = dict(zip(whole, torch.autograd.grad(loss, list(whole.values())), strict=True))
-        starts = range(0, local, self.micro_batch)
-        for start, part in zip(starts, _split(views, self.micro_batch), strict=True):
-            with self._alone() if start != starts[-1] else nullcontext():
-                again = self._project(part)
-                seeds = [gradients[kind][:, start : start + self.micro_batch] for kind in again]
-                torch.autograd.backward(list(again.values()), seeds)
+            projected = [self._project({kind: view[part] for kind, view in views.items()}) for part in parts]
+        whole = {kind: torch.cat([some[kind] for some in projected], dim=1).requires_grad_() for kind in views}
+        self._loss(views, whole, kinds, found).backward()
+        for part in parts:
+            with self._alone() if part != parts[-1] else nullcontext():
+                again = self._project({kind: view[part] for kind, view in views.items()})
+                torch.autograd.backward(list(again.values()), [whole[kind].grad[:, part] for kind in again])
 
-    def _loss(self, projections: Projections, kinds: int, numbers: dict[str, Tensor]) -> Tensor:
+    def _loss(
+        self, views: dict[Kind, Views], projections: Projections, kinds: int, found: dict[Kind, dict[str, Tensor]]
+    ) -> Tensor:
         total = torch.zeros((), device=next(iter(projections.values())).device)
         for kind, z in projections.items():
             with record_function("loss"):
-                value, top1 = contrastive(*z, form=self.loss.loss, temperature=self.loss.temperature, world=self.world)
-            numbers[f"loss_{kind}"], numbers[f"top1_{kind}"] = value.detach(), top1
+                value, found[kind] = self.loss(*z, kind=kind, clips=views[kind].clips)
             total = total + value
         # the ranks' gradients are averaged, but each holds its own part of the whole batch's: they are to be added up
         return total * (self.world.size / kinds)
@@ -109,10 +112,3 @@ class Step:
     def _alone(self) -> Any:
         """Keep a gradient on this rank: only the last micro-batch's pass adds up over the ranks."""
         return self._plain.no_sync() if isinstance(self._plain, DistributedDataParallel) else nullcontext()
-
-
-def _split(views: dict[Kind, Views], size: int) -> Iterator[dict[Kind, Views]]:
-    """Cut views into micro-batches of clips; both views of a clip stay together, with the masks they have."""
-    for start in range(0, next(iter(views.values())).patches.shape[1], size):
-        part = slice(start, start + size)
-        yield {kind: Views(view.patches[:, part], view.tokens[:, part]) for kind, view in views.items()}
