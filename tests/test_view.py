@@ -279,3 +279,18 @@ def test_companding_is_the_only_loss(tmp_path):
     powers = np.sort(patches.double().numpy(), axis=None)
     wanted = np.sort(np.concatenate([mel, mel * 1e-6] * 2).astype(np.float64), axis=None)
     np.testing.assert_allclose(powers, wanted, rtol=5e-3, atol=1e-16)
+
+
+def test_the_order_of_an_epoch_is_drawn_once_and_may_be_asked_for_ahead(store, monkeypatch):
+    plain, ahead = loader(store), loader(store)
+    wanted = [plain.clip_numbers(step).tolist() for step in range(4 * plain.steps_per_epoch)]
+    drawn, order = [], ahead.clips.order
+    monkeypatch.setattr(
+        ahead.clips, "order", lambda *, epoch, **more: drawn.append(epoch) or order(epoch=epoch, **more)
+    )
+    found = []
+    for epoch in range(4):
+        ahead.order(epoch + 1)
+        found += [ahead.clip_numbers(epoch * ahead.steps_per_epoch + i).tolist() for i in range(ahead.steps_per_epoch)]
+    assert found == wanted
+    assert drawn == [1, 0, 2, 3, 4]

@@ -374,10 +374,17 @@ class Trainer:
         return numbers
 
     def _batches(self) -> Iterator[dict[Kind, Views]]:
-        """Yield the views of every step that is left, drawn and read one step ahead by a thread."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        """Yield the views of every step that is left, drawn and read one step ahead by a thread.
+
+        Another puts the next epoch in order, since no step is long enough to hide that.
+        """
+        epochs = -(-self.steps // self.loader.steps_per_epoch)
+        with ThreadPoolExecutor(max_workers=1) as pool, ThreadPoolExecutor(max_workers=1) as ahead:
             coming = None
             for step in range(self.step, self.steps):
+                epoch, place = divmod(step, self.loader.steps_per_epoch)
+                if (place == 0 or step == self.step) and epoch + 1 < epochs:
+                    ahead.submit(self.loader.order, epoch + 1)
                 now = coming or pool.submit(self.loader, step, self.device)
                 coming = pool.submit(self.loader, step + 1, self.device) if step + 1 < self.steps else None
                 with record_function("wait for data"):

@@ -299,7 +299,7 @@ class Loader:
         self._steps = self.clips.steps(batch)
         self.config, self.grids, self.batch, self.seed = config, grids, batch, seed
         self.slice = slice(*slice_.indices(batch))
-        self._epoch: tuple[int, Tensor] | None = None
+        self._orders: dict[int, Tensor] = {}  # epoch → the clips of its steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -308,9 +308,15 @@ class Loader:
     def clip_numbers(self, step: int) -> Int[Tensor, " batch"]:
         """Return which clips the whole batch of this step holds."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self.clips.order(seed=self.seed, epoch=epoch, batch=self.batch))
-        return self._epoch[1][place]
+        return self.order(epoch)[place]
+
+    def order(self, epoch: int) -> Int[Tensor, "step batch"]:
+        """Return the clips of an epoch's steps. A million clips take a third of a second, so ask for it in good time."""
+        if (found := self._orders.get(epoch)) is None:
+            found = self.clips.order(seed=self.seed, epoch=epoch, batch=self.batch)
+            near = {number: order for number, order in list(self._orders.items()) if abs(number - epoch) <= 1}
+            self._orders = {**near, epoch: found}
+        return found
 
     def draw(self, step: int) -> Draw:
         """Draw this rank's crops and masks of a step."""
