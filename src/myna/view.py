@@ -311,7 +311,7 @@ class Loader:
         return self.order(epoch)[place]
 
     def order(self, epoch: int) -> Int[Tensor, "step batch"]:
-        """Return the clips of an epoch's steps. A million clips take a third of a second, so ask for it in good time."""
+        """Return the clips of an epoch's steps. A million take a third of a second, so ask for it in good time."""
         if (found := self._orders.get(epoch)) is None:
             found = self.clips.order(seed=self.seed, epoch=epoch, batch=self.batch)
             near = {number: order for number, order in list(self._orders.items()) if abs(number - epoch) <= 1}
