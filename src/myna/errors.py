@@ -27,3 +27,7 @@ class CheckpointError(MynaError):
 
 class RunError(MynaError):
     """A training run that cannot start, or cannot go on."""
+
+
+class ProbeError(MynaError):
+    """Embeddings, labels or settings that a probe cannot be trained on or scored with."""
