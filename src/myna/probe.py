@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, Shaped
+from jaxtyping import Float32, Float64, Shaped
 from scipy import stats
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -260,7 +260,7 @@ class _Search:
         """Score models on valid."""
         x, primary = self._valid
         logits = predict(x)
-        wild = (~logits.isfinite().flatten(1).all(dim=1)).nonzero()[:, 0].tolist()
+        wild = (~logits.sum(dim=(1, 2)).isfinite()).nonzero()[:, 0].tolist()  # one pass: a sum keeps what is not finite
         if wild:
             raise ProbeError(
                 f"A probe's outputs became NaN or infinite ({configs[wild[0]]}): scale the embeddings, or leave this "
