@@ -121,9 +121,10 @@ def plain(config: ProbeConfig, rows: TrainingRows, valid, primary, y, *, seed: i
     return kept, best, best_step, step
 
 
-@pytest.mark.parametrize("answer", OUTPUTS)
-@pytest.mark.parametrize("shape", HIDDEN)
-def test_together_alone_and_plain_are_the_same(answer, shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "answer"), [*itertools.product(("linear", "mlp"), OUTPUTS), ("deep", "single"), ("deep", "multi")]
+)
+def test_together_alone_and_plain_are_the_same(shape, answer, monkeypatch):
     rows, valid, primary, evaluate, y = data(answer)
     grid = configs(HIDDEN[shape])
     together = train(grid, rows, evaluate, seed=11)

@@ -178,16 +178,20 @@ class Cohort:
         grouped = itertools.groupby(range(begin, end), lambda model: what(self.configs[model]))
         return [(members[0], members[-1] + 1) for members in (list(group) for _, group in grouped)]
 
-    def _slots(self, begin: int, end: int) -> list[tuple[float, float, list[list[Tensor]]]]:
-        """Return Adam's calls for a tile: learning rate, L2, and the tensors of the models that have these two."""
+    def _slots(self, begin: int, end: int) -> list[tuple[float, float, list[list[Tensor]], list[Tensor]]]:
+        """Return Adam's calls for a tile: learning rate, L2, the tensors of the models that have these two, and their
+        counts of steps, which Adam raises.
+        """
         members: dict[tuple[float, float], list[int]] = {}
         for model in range(begin, end):
             members.setdefault((self.configs[model].learning_rate, self.configs[model].l2), []).append(model)
         kept = (self.values, self.gradients, self.first, self.second)
-        return [
-            (*settings, [[tensor[model] for tensor in tensors for model in models] for tensors in kept])
-            for settings, models in members.items()
-        ]
+        slots = []
+        for settings, models in members.items():
+            lists = [[tensor[model] for tensor in tensors for model in models] for tensors in kept]
+            counts = [torch.tensor(float(self.steps), device=tensor.device) for tensor in lists[0]]
+            slots.append((*settings, lists, counts))
+        return slots
 
     @torch.no_grad()
     def train(self, block: Block) -> None:
@@ -196,12 +200,11 @@ class Cohort:
             for step in range(EVERY):
                 for begin, end in runs:
                     self._backward(begin, end, block, step)
-                for learning_rate, l2, tensors in slots:
-                    counts = torch.full((len(tensors[0]),), float(self.steps + step), device=tensors[0][0].device)
+                for learning_rate, l2, tensors, counts in slots:
                     adam(
                         *tensors,
                         [],
-                        list(counts.unbind()),
+                        counts,
                         fused=True,
                         lr=learning_rate,
                         weight_decay=l2,

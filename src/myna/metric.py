@@ -95,7 +95,8 @@ def roc_auc(
     """
     columns = found.transpose(1, 2).contiguous()
     # NumPy sorts with vector instructions, ten times as fast as PyTorch on a CPU
-    order = columns.sort(dim=-1).values if found.is_cuda else torch.from_numpy(np.sort(columns.numpy(), axis=-1))
+    on_cpu = found.device.type == "cpu"
+    order = torch.from_numpy(np.sort(columns.numpy(), axis=-1)) if on_cpu else columns.sort(dim=-1).values
     tied = (order[..., 1:] == order[..., :-1]).any(dim=-1).any(dim=0)
     areas = torch.empty(columns.shape[:2], dtype=torch.float64, device=found.device)
     items = len(truth)
