@@ -7,11 +7,11 @@ items, nn.Dropout and nn.Linear, autograd, Adam, and every 8 steps all of valid 
 scikit-learn. "Lean" is the same without DataLoaders and with our metrics: what is left then is the matrix products
 and PyTorch's own overhead, the least that a sequential form can cost.
 
-Whole searches take thousands of steps a configuration, so a fixed number of steps is timed, with all 216 of ours in
-training. A step's cost depends on shape and batch alone, so the other two train `--share` configurations of each of
-the 8 kinds (standardisation, hidden, batch), and their time is scaled up to 216: an extrapolation over
-configurations. `--whole` also runs our search on GTZAN's size to its end, and scales the others' time a step by the
-steps that its configurations took.
+Whole searches take thousands of steps a configuration, so a fixed number of steps is timed, kind by kind (hidden,
+batch), with all 54 of ours in training; what our search does before the first and after the last step is timed apart
+and taken off. A step's cost depends on the kind alone, so of the others `--share` configurations a kind are trained,
+half of them standardised, and their time is scaled up to 54: an extrapolation over configurations. `--whole` also
+runs our search on GTZAN's size to its end, and scales the others' time a step by the steps that it took.
 """
 
 import argparse
@@ -115,42 +115,43 @@ class Plain:
             optimizer.step()
 
 
-def kinds(share: int) -> dict[tuple, list[ProbeConfig]]:
-    """Return some configurations of each kind whose steps cost the same."""
+def kinds() -> dict[tuple, list[ProbeConfig]]:
+    """Return the configurations by what the cost of a step depends on."""
     found: dict[tuple, list[ProbeConfig]] = {}
     for config in GRID:
-        found.setdefault((config.standardise, config.hidden, config.batch), []).append(config)
-    return {kind: members[:: len(members) // share][:share] for kind, members in found.items()}
+        found.setdefault((config.hidden, config.batch), []).append(config)
+    return found
 
 
 def compare(problem: Problem, steps: int, options: argparse.Namespace) -> dict:
-    """Time the three ways, in turn; return seconds for the 216 configurations, and ratios."""
-    few = kinds(options.share)
-    scale = len(GRID) / sum(map(len, few.values()))
+    """Time the three ways, in turn; return seconds for the 216 configurations, kind by kind, and ratios."""
+    plains = {name: Plain(problem, options.device, lean=name == "lean") for name in ("one after another", "lean")}
+    seconds: dict[str, dict[str, float]] = {}
+    for (hidden, batch), members in kinds().items():
+        few = members[:: len(members) // options.share][: options.share]
 
-    def one_after_another(plain: Plain) -> Callable[[], None]:
-        return lambda: [plain.train(config, steps) for members in few.values() for config in members]
+        def ours(last: int, grid: list[ProbeConfig] = members) -> object:
+            return search(problem, grid=grid, device=options.device, max_steps=last, draws=1)
 
-    seconds = machine.side_by_side(
-        {
-            "all at once": lambda: search(problem, device=options.device, max_steps=steps, draws=1),
-            "one after another": one_after_another(Plain(problem, options.device, lean=False)),
-            "lean": one_after_another(Plain(problem, options.device, lean=True)),
-        },
-        rounds=options.rounds,
-    )
-    seconds = {name: s if name == "all at once" else s * scale for name, s in seconds.items()}
-    ours = seconds["all at once"]
-    rows = [(f"{problem.name}, {steps} steps", "s for 216", "ms a step and probe", "against ours")]
-    rows += [
-        (name, f"{s:.1f}", f"{s * 1e3 / steps / len(GRID):.3f}", f"{s / ours:.1f}x") for name, s in seconds.items()
-    ]
+        def theirs(name: str, grid: list[ProbeConfig] = few) -> Callable[[], None]:
+            return lambda: [plains[name].train(config, steps) for config in grid]
+
+        work = {"all at once": lambda: ours(steps), "apart": lambda: ours(0)}
+        took = machine.side_by_side(work | {name: theirs(name) for name in plains}, rounds=options.rounds)
+        apart = took.pop("apart")
+        took = {name: s - apart if name == "all at once" else s * len(members) / len(few) for name, s in took.items()}
+        seconds[f"{'mlp' if hidden else 'linear'}, batch {batch}"] = took
+    seconds["216"] = {name: sum(each[name] for each in seconds.values()) for name in took}
+    rows = [(f"{problem.name}, {steps} steps", *took, "(seconds)", "against one after another", "against lean")]
+    for kind, each in seconds.items():
+        ratios = [f"{each[name] / each['all at once']:.1f}x" for name in plains]
+        rows.append((kind, *(f"{s:.2f}" for s in each.values()), "", *ratios))
     print(machine.table(rows), flush=True)
     return {
         "steps": steps,
         "seconds": seconds,
-        "extrapolated_over_configurations": {"one after another": scale, "lean": scale},
-        "ratio": {name: s / ours for name, s in seconds.items()},
+        "extrapolated": f"one after another and lean: from {options.share} to 54 configurations of each kind",
+        "ratio": {name: seconds["216"][name] / seconds["216"]["all at once"] for name in plains},
     }
 
 
@@ -160,13 +161,12 @@ def whole(problem: Problem, steps: int, options: argparse.Namespace) -> dict:
     found = search(problem, device=options.device)
     ours = time.perf_counter() - begin
     plain, per_step = Plain(problem, options.device, lean=False), {}
-    for kind, members in kinds(1).items():
+    for kind, members in kinds().items():
         begin = time.perf_counter()
         plain.train(members[0], steps)
         per_step[kind] = (time.perf_counter() - begin) / steps
     theirs = sum(
-        per_step[config.standardise, config.hidden, config.batch] * taken
-        for config, taken in zip(GRID, found.stop_steps, strict=True)
+        per_step[config.hidden, config.batch] * taken for config, taken in zip(GRID, found.stop_steps, strict=True)
     )
     print(f"whole search: {ours:.0f} s, {sum(found.stop_steps)} steps; one after another {theirs:.0f} s (extrapolated)")
     return {
@@ -184,7 +184,7 @@ def main() -> None:
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--share", type=int, default=2, help="configurations of each of the 8 kinds, of 27")
+    arguments.add_argument("--share", type=int, default=4, help="configurations of each kind, of 54")
     arguments.add_argument("--gtzan-steps", type=int, default=40)
     arguments.add_argument("--magnatagatune-steps", type=int, default=16)
     arguments.add_argument("--whole", action="store_true", help="also run our search on GTZAN's size to its end")
