@@ -14,6 +14,7 @@ ARROW = """
     loss checkpoint release hub step run plan train recipe
     key embedder task.base task.files task.archive task.download
     task.magnatagatune task.gtzan task.giantsteps task.emomusic task.custom task
+    metric bootstrap problem grid cohort schedule probe
     library about doctor plot score timbre songs report question exam demo
     quoted figure sweep reproduce export cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
