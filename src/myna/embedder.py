@@ -23,7 +23,7 @@ from myna.device import Precision, cores, pick_device, pick_precision
 from myna.errors import AudioError, ConfigError
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
-from myna.patch import PATCHES, Kind
+from myna.patch import Kind, patch_of
 from myna.track import tags_of
 
 Music = str | Path | np.ndarray
@@ -242,7 +242,7 @@ class Myna:
 
     def _least_samples(self) -> int:
         """Return the samples of a window that holds one patch of every kind."""
-        frames = max(PATCHES[kind].frames for kind in self.model.config.patches)
+        frames = max(patch_of(kind).frames for kind in self.model.config.patches)
         return (frames - 1) * self.model.config.front_end.hop_samples
 
 

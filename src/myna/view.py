@@ -18,7 +18,7 @@ from torch import Tensor
 
 from myna import mask, noise
 from myna.errors import StoreError
-from myna.patch import PATCHES, Grid, Kind
+from myna.patch import Grid, Kind, patch_of
 from myna.store import Store, expand
 
 # What a random number is for: one stream each, so that no two draws share numbers.
@@ -326,6 +326,6 @@ def place_rows(store: Store, place: Place, device: torch.device, *, threads: int
 
 def grids_of(kinds: Sequence[Kind], *, bands: int, frames: int) -> dict[Kind, Grid]:
     """Lay each patch kind over a crop of at most `frames`: floored to whole patches of the first kind."""
-    first = PATCHES[kinds[0]]
+    first = patch_of(kinds[0])
     crop = frames // first.frames * first.frames
-    return {kind: Grid.of(PATCHES[kind], bands=bands, frames=crop) for kind in kinds}
+    return {kind: Grid.of(patch_of(kind), bands=bands, frames=crop) for kind in kinds}
