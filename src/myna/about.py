@@ -9,9 +9,9 @@ import pyarrow as pa
 from myna.checkpoint import Checkpoint, checkpoints, open_checkpoint
 from myna.errors import ConfigError
 from myna.library import read_library
-from myna.model import MynaModel
+from myna.mae import build_model
 from myna.progress import clock
-from myna.run import RUN_FILE, read_metrics, read_run
+from myna.run import RUN_FILE, learned, read_metrics, read_run
 from myna.store import Store
 from myna.vit import parameter_count
 
@@ -76,12 +76,12 @@ def _run(run: Path) -> Facts:
     if rows:
         last = rows[-1]
         facts["step"] = f"{last['step']:.0f} (epoch {last['epoch']:.2f})"
-        facts["loss"] = f"{last['loss']:.4f}, top-1 retrieval {last['top1']:.1%}, {last['clips_per_s']:.0f} clips/s"
+        facts["learned"] = f"{learned(last)}, {last['clips_per_s']:.0f} clips/s"
     return {**facts, **(_model(open_checkpoint(kept[-1])) if kept else {})}
 
 
 def _model(found: Checkpoint) -> Facts:
-    config, model = found.config, MynaModel(found.config)
+    config, model = found.config, build_model(found.config)
     grids = ", ".join(f"{kind} {g.rows}x{g.columns} tokens" for kind, g in config.grids().items())
     return {
         "model": f"{parameter_count(model) / 1e6:.1f} M parameters: width {config.dim}, depth {config.depth}",

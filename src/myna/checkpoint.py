@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from myna.errors import CheckpointError
+from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
 
 FORMAT = "myna-model"
@@ -125,7 +126,7 @@ class Checkpoint:
 
     def model(self) -> MynaModel:
         """Build the model and load its weights; every tensor must be there, and no other."""
-        model = MynaModel(self.config)
+        model = build_model(self.config)
         load_weights(model, read_tensors(self.path / MODEL_FILE), self.path)
         return model
 

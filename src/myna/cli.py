@@ -28,7 +28,7 @@ from myna.plan import Plan
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
 from myna.rank import join, local_device
-from myna.run import length_of, read_run
+from myna.run import learned, length_of, read_run
 from myna.store import Store
 from myna.track import find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Trainer
@@ -352,8 +352,7 @@ def _train(trainer: Trainer, profile: int) -> int | None:
         def tell(row: dict[str, float]) -> None:
             peak = f" ({row['share_of_peak']:.0%} of peak)" if "share_of_peak" in row else ""
             speed = f"{row['clips_per_s']:,.0f} clips/s, {row['tflops']:.2f} TFLOP/s{peak}"
-            learned = f"loss {row['loss']:.3f}, top-1 {row['top1']:.1%}, gradient {row['grad_norm']:.2f}"
-            bar(int(row["step"]), trainer.steps, f"{learned}, {speed}")
+            bar(int(row["step"]), trainer.steps, f"{learned(row)}, gradient {row['grad_norm']:.2f}, {speed}")
 
         return trainer.train(on_log=tell, profile=profile)
 

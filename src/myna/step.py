@@ -1,5 +1,9 @@
-"""One step's gradient: views become projections, projections a loss, the loss a gradient (Algorithm 1)."""
+"""One step's gradient: views become projections, projections a loss, the loss a gradient (Algorithm 1).
 
+An `Objective` is what the trainer calls; the contrastive `Step` is the paper's.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -19,15 +23,14 @@ Compile = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 Projections = dict[Kind, Tensor]  # (view, batch, dim) of each patch kind
 
 
-class Step:
-    """Adds one step's gradient to a model's parameters, and returns the step's numbers.
+class Objective(ABC):
+    """Adds one step's gradient to a model's parameters, and returns the step's numbers, "loss" among them.
 
-    The loss of a hybrid is the mean of its kinds' (section 3.6). With `together`, both kinds go through the encoder in
-    one pass; else one after the other, which keeps one kind's activations at a time. `micro_batch` clips are embedded
-    at a time, at the cost of a second forward pass (GradCache, arXiv 2101.06983): the loss still compares the whole
-    batch and the gradient is that of the undivided one. With several ranks the views are this rank's rows, and the
-    gradient is that of the global batch on every rank.
+    The model's passes are compiled, spread over ranks, and go on uncompiled where there is no compiler. Subclasses say
+    what is learned from them.
     """
+
+    micro_cost = 1.0  # what a step costs in micro-batches, as a multiple of the undivided one
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Step:
         compile: Compile = "off",
         world: World = SOLO,
     ) -> None:
+        self.config = model.config
         self.loss, self.precision, self.micro_batch, self.world = loss, precision, micro_batch, world
         self.together = together or world.size > 1  # DistributedDataParallel wants all parameters in each pass
         self.model: torch.nn.Module = model
@@ -50,50 +54,20 @@ class Step:
         if compile not in ("off", "auto"):
             self.model = torch.compile(self.model, mode=compile, dynamic=False)
 
+    @abstractmethod
     def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
-        numbers: dict[str, Tensor] = {}
-        for group in [tuple(views)] if self.together else [(kind,) for kind in views]:
-            self._add_gradient({kind: views[kind] for kind in group}, len(views), numbers)
-        for name in ("loss", "top1"):
-            numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
-        return numbers
+        """Add the gradient of these views, this rank's rows of a batch; return numbers that are still on the device."""
 
-    def _add_gradient(self, views: dict[Kind, Views], kinds: int, numbers: dict[str, Tensor]) -> None:
-        local = next(iter(views.values())).patches.shape[1]
-        if self.micro_batch is None or self.micro_batch >= local:
-            self._loss(self._project(views), kinds, numbers).backward()
-            return
-        with torch.no_grad():
-            parts = [self._project(part) for part in _split(views, self.micro_batch)]
-        whole = {kind: torch.cat([part[kind] for part in parts], dim=1).requires_grad_() for kind in views}
-        loss = self._loss(whole, kinds, numbers)
-        gradients = dict(zip(whole, torch.autograd.grad(loss, list(whole.values())), strict=True))
-        starts = range(0, local, self.micro_batch)
-        for start, part in zip(starts, _split(views, self.micro_batch), strict=True):
-            with self._alone() if start != starts[-1] else nullcontext():
-                again = self._project(part)
-                seeds = [gradients[kind][:, start : start + self.micro_batch] for kind in again]
-                torch.autograd.backward(list(again.values()), seeds)
-
-    def _loss(self, projections: Projections, kinds: int, numbers: dict[str, Tensor]) -> Tensor:
-        total = torch.zeros((), device=next(iter(projections.values())).device)
-        for kind, z in projections.items():
-            with record_function("loss"):
-                value, top1 = contrastive(*z, form=self.loss.loss, temperature=self.loss.temperature, world=self.world)
-            numbers[f"loss_{kind}"], numbers[f"top1_{kind}"] = value.detach(), top1
-            total = total + value
-        # the ranks' gradients are averaged, but each holds its own part of the whole batch's: they are to be added up
-        return total * (self.world.size / kinds)
-
-    def _project(self, views: dict[Kind, Views]) -> Projections:
+    def _pass(self, views: dict[Kind, Views]) -> dict[Kind, Tensor]:
+        """Send views through the model, one after another as (view x batch) rows; returns float32."""
         device = next(iter(views.values())).patches.device.type
         patches = {kind: view.patches.flatten(0, 1) for kind, view in views.items()}
         tokens = {kind: view.tokens.flatten(0, 1) for kind, view in views.items()}
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             found = self._run(patches, tokens)
-        return {kind: z.float().unflatten(0, (VIEWS, -1)) for kind, z in found.items()}
+        return {kind: z.float() for kind, z in found.items()}
 
-    def _run(self, patches: dict[Kind, Tensor], tokens: dict[Kind, Tensor]) -> Projections:
+    def _run(self, patches: dict[Kind, Tensor], tokens: dict[Kind, Tensor]) -> dict[Kind, Tensor]:
         if self.model is self._plain:
             return self.model(patches, tokens)
         try:
@@ -111,8 +85,59 @@ class Step:
         return self._plain.no_sync() if isinstance(self._plain, DistributedDataParallel) else nullcontext()
 
 
-def _split(views: dict[Kind, Views], size: int) -> Iterator[dict[Kind, Views]]:
+class Step(Objective):
+    """The paper's: tell the two views of each clip from those of all others.
+
+    The loss of a hybrid is the mean of its kinds' (section 3.6). With `together`, both kinds go through the encoder in
+    one pass; else one after the other, which keeps one kind's activations at a time. `micro_batch` clips are embedded
+    at a time, at the cost of a second forward pass (GradCache, arXiv 2101.06983): the loss still compares the whole
+    batch and the gradient is that of the undivided one. With several ranks the views are this rank's rows, and the
+    gradient is that of the global batch on every rank.
+    """
+
+    micro_cost = 4 / 3  # a second forward pass
+
+    def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
+        numbers: dict[str, Tensor] = {}
+        for group in [tuple(views)] if self.together else [(kind,) for kind in views]:
+            self._add_gradient({kind: views[kind] for kind in group}, len(views), numbers)
+        for name in ("loss", "top1"):
+            numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
+        return numbers
+
+    def _add_gradient(self, views: dict[Kind, Views], kinds: int, numbers: dict[str, Tensor]) -> None:
+        local = next(iter(views.values())).patches.shape[1]
+        if self.micro_batch is None or self.micro_batch >= local:
+            self._loss(self._project(views), kinds, numbers).backward()
+            return
+        with torch.no_grad():
+            parts = [self._project(part) for part in split(views, self.micro_batch)]
+        whole = {kind: torch.cat([part[kind] for part in parts], dim=1).requires_grad_() for kind in views}
+        loss = self._loss(whole, kinds, numbers)
+        gradients = dict(zip(whole, torch.autograd.grad(loss, list(whole.values())), strict=True))
+        starts = range(0, local, self.micro_batch)
+        for start, part in zip(starts, split(views, self.micro_batch), strict=True):
+            with self._alone() if start != starts[-1] else nullcontext():
+                again = self._project(part)
+                seeds = [gradients[kind][:, start : start + self.micro_batch] for kind in again]
+                torch.autograd.backward(list(again.values()), seeds)
+
+    def _loss(self, projections: Projections, kinds: int, numbers: dict[str, Tensor]) -> Tensor:
+        total = torch.zeros((), device=next(iter(projections.values())).device)
+        for kind, z in projections.items():
+            with record_function("loss"):
+                value, top1 = contrastive(*z, form=self.loss.loss, temperature=self.loss.temperature, world=self.world)
+            numbers[f"loss_{kind}"], numbers[f"top1_{kind}"] = value.detach(), top1
+            total = total + value
+        # the ranks' gradients are averaged, but each holds its own part of the whole batch's: they are to be added up
+        return total * (self.world.size / kinds)
+
+    def _project(self, views: dict[Kind, Views]) -> Projections:
+        return {kind: z.unflatten(0, (VIEWS, -1)) for kind, z in self._pass(views).items()}
+
+
+def split(views: dict[Kind, Views], size: int) -> Iterator[dict[Kind, Views]]:
     """Cut views into micro-batches of clips; both views of a clip stay together, with the masks they have."""
     for start in range(0, next(iter(views.values())).patches.shape[1], size):
         part = slice(start, start + size)
-        yield {kind: Views(view.patches[:, part], view.tokens[:, part]) for kind, view in views.items()}
+        yield {kind: type(view)(view.patches[:, part], view.tokens[:, part]) for kind, view in views.items()}

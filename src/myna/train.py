@@ -21,15 +21,16 @@ from torch.profiler import record_function
 from myna.checkpoint import LEFTOVER, checkpoints, model_hash, open_checkpoint, save_model, write_text
 from myna.device import cores, peak_flops, pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
+from myna.mae import build_model
 from myna.mask import visible_count
 from myna.model import MynaModel
 from myna.patch import Kind
 from myna.plan import Plan, fitting_micro_batch, memory_estimate, pick_attention
 from myna.rank import SOLO, World, restarts
+from myna.reconstruction import learning
 from myna.run import RUN_FILE, Metrics, Settings, continued, read_run, total_steps, write_run
-from myna.step import Step
 from myna.store import Store
-from myna.view import VIEWS, DeviceRows, Loader, Views, place_rows
+from myna.view import VIEWS, DeviceRows, Views, place_rows
 from myna.vit import parameter_count
 
 TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
@@ -137,7 +138,8 @@ class Trainer:
             )
         self.settings = self._resolved(continued(settings, earlier, store) if earlier else settings)
         config = self.settings.train
-        self.loader = Loader(
+        self.learning = learning(self.settings.model)
+        self.loader = self.learning.loader(
             store,
             settings.view,
             settings.model.grids(),
@@ -158,7 +160,7 @@ class Trainer:
         )
         if resume:
             self._load_newest()
-        self.gradient = Step(
+        self.gradient = self.learning.objective(
             self.model,
             settings.loss,
             precision=config.precision,
@@ -205,7 +207,7 @@ class Trainer:
 
     def _initial_model(self, init_from: str | Path | None) -> MynaModel:
         if init_from is None:
-            return MynaModel(self.settings.model, seed=self.settings.train.seed)
+            return build_model(self.settings.model, seed=self.settings.train.seed)
         found = open_checkpoint(init_from)
         if found.config != self.settings.model:
             theirs, ours = found.config.model_dump(), self.settings.model.model_dump()
@@ -263,10 +265,10 @@ class Trainer:
     def _calibrate(self, clips: int = 64) -> float:
         """Time forward and backward of a few clips, uncompiled and on this rank alone, and scale to the batch."""
         views = {
-            kind: Views(view.patches[:, :clips], view.tokens[:, :clips])
+            kind: type(view)(view.patches[:, :clips], view.tokens[:, :clips])
             for kind, view in self.loader(0, self.device).items()
         }
-        step = Step(self.model, self.settings.loss, precision=self.settings.train.precision)
+        step = self.learning.objective(self.model, self.settings.loss, precision=self.settings.train.precision)
         seconds, local = math.inf, self.settings.train.batch // self.world.size
         for _ in range(2):
             begin = time.perf_counter()
@@ -274,7 +276,7 @@ class Trainer:
             self.model.zero_grad()
             self._synchronize()
             seconds = min(seconds, time.perf_counter() - begin)
-        passes = 1.0 if isinstance(self.settings.train.micro_batch, str) else 4 / 3  # forward is a third
+        passes = 1.0 if isinstance(self.settings.train.micro_batch, str) else step.micro_cost
         return seconds * passes * local / min(clips, local)
 
     def _synchronize(self) -> None:

@@ -1,0 +1,108 @@
+"""The masked auto-encoder's objective: whole crops become reconstructions, their error a gradient."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.profiler import record_function
+
+from myna.errors import ConfigError
+from myna.mae import masked, masked_error
+from myna.mask import visible_count
+from myna.model import ModelConfig, scale
+from myna.patch import Kind
+from myna.step import Objective, Step, split
+from myna.store import expand
+from myna.view import Loader, Views, gather
+
+
+@dataclass(frozen=True)
+class Crops(Views):
+    """Two crops of each clip, for one patch kind: power of all patches in order, and which of them are visible."""
+
+    patches: Float[Tensor, "view batch token value"]
+    tokens: Int[Tensor, "view batch visible"]
+
+
+class CropLoader(Loader):
+    """The same crops and masks as the `Loader`'s, with the masked patches too, which are what is to be learned."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        ratio = self.config.mask_ratio
+        if any(visible_count(grid.tokens, ratio) == grid.tokens for grid in self.grids.values()):
+            raise ConfigError(
+                f"A masked auto-encoder learns from what is masked, and a mask ratio of {ratio} masks nothing."
+            )
+
+    def __call__(self, step: int, device: torch.device | str = "cpu") -> dict[Kind, Crops]:
+        drawn = self.draw(step)
+        crops = {}
+        for kind, grid in self.grids.items():
+            every = torch.arange(grid.tokens, device=drawn.rows.device).expand(*drawn.rows.shape, -1)
+            patches = gather(self.rows, drawn.rows, every, grid).to(device)
+            crops[kind] = Crops(expand(patches), drawn.tokens[kind].to(device))
+        return crops
+
+
+class Reconstruction(Objective):
+    """Say what lies under the mask: the mean squared error on masked patches, in the model's amplitude.
+
+    `explained` is the share of their variance that is found: 0 for whoever knows the mean patch of the batch, 1 for
+    whoever knows everything. A sample's error is its own, so micro-batches simply add up.
+    """
+
+    def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
+        clips = next(iter(views.values())).patches.shape[1]
+        parts = list(split(views, min(self.micro_batch or clips, clips)))
+        errors = {kind: view.patches.new_zeros(()) for kind, view in views.items()}
+        for number, part in enumerate(parts, start=1):
+            with self._alone() if number < len(parts) else nullcontext():
+                self._add_gradient(part, clips, errors)
+        numbers: dict[str, Tensor] = {}
+        for kind, view in views.items():
+            numbers[f"loss_{kind}"] = self.world.sum(errors[kind]) / self.world.size
+            numbers[f"explained_{kind}"] = 1 - numbers[f"loss_{kind}"] / self._variance(view)
+        for name in ("loss", "explained"):
+            numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
+        return numbers
+
+    def _add_gradient(self, part: dict[Kind, Views], clips: int, errors: dict[Kind, Tensor]) -> None:
+        total = torch.zeros((), device=next(iter(part.values())).patches.device)
+        for kind, found in self._pass(part).items():
+            with record_function("loss"):
+                error = masked_error(found, *self._target(part[kind])) * (part[kind].patches.shape[1] / clips)
+            errors[kind] += error.detach()
+            total = total + error
+        (total / len(part)).backward()
+
+    def _target(self, view: Views) -> tuple[Tensor, Tensor]:
+        """Return what is to be found, and which of it was masked: (view x batch, token, value) and (.., token)."""
+        target = scale(view.patches.flatten(0, 1), self.config.amplitude)
+        return target, masked(view.tokens.flatten(0, 1), target.shape[1])
+
+    def _variance(self, view: Views) -> Tensor:
+        """Return the mean squared error of the batch's mean masked patch."""
+        target, hidden = self._target(view)
+        count = hidden.sum() * self.world.size
+        mean = self.world.sum((target * hidden[..., None]).sum((0, 1))) / count
+        return self.world.sum(((target - mean).square().mean(2) * hidden).sum()) / count
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A way to learn: what is read of a clip, and what is made of it."""
+
+    loader: type[Loader]
+    objective: type[Objective]
+
+
+CONTRAST, RECONSTRUCT = Learning(Loader, Step), Learning(CropLoader, Reconstruction)
+
+
+def learning(config: ModelConfig) -> Learning:
+    """Return the way in which a model of this config learns."""
+    return RECONSTRUCT if config.decoder_depth else CONTRAST
