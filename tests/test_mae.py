@@ -59,7 +59,8 @@ def test_the_recipe_has_the_papers_size():
 def test_decoder_equals_a_formula_in_float64(kind):
     """Each place of the grid gets its token or the mask token, and its position; one sample and place at a time."""
     model = build_model(config(kind)).double()
-    power = torch.rand(2, 48, 256, dtype=torch.float64) * 100
+    count = model.grids[kind].tokens
+    power = torch.rand(2, count, 256, dtype=torch.float64) * 100
     tokens = torch.tensor([[40, 3, 17, 9], [0, 1, 47, 30]])
     table = positions(model.grids[kind], 24).double()
     w = model.decoder.state_dict()
@@ -67,7 +68,7 @@ def test_decoder_equals_a_formula_in_float64(kind):
         seen = model.tokenizers[kind](power[sample, tokens[sample]].log1p()[None])[0]
         latent = model.encoder((seen + positions(model.grids[kind], 32).double()[tokens[sample]])[None])[0]
         places = []
-        for place in range(48):
+        for place in range(count):
             which = (tokens[sample] == place).nonzero()
             token = w["enter.weight"] @ latent[which.item()] + w["enter.bias"] if len(which) else w["mask"]
             places.append(token + table[place])

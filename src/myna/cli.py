@@ -19,16 +19,19 @@ from rich.table import Table
 from myna import __version__, doctor
 from myna import recipe as recipes
 from myna.about import as_json, describe, failures
+from myna.checkpoint import open_checkpoint, write_bytes
 from myna.device import Precision, pick_device
 from myna.embedder import Myna
 from myna.errors import ConfigError, MynaError
 from myna.library import embed_library
 from myna.patch import Kind
 from myna.plan import Plan
+from myna.plot import tiles
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
 from myna.rank import join, local_device
-from myna.run import learned, length_of, read_run
+from myna.reconstruction import reconstruct as filled_in
+from myna.run import Settings, learned, length_of, read_run
 from myna.store import Store
 from myna.track import find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Trainer
@@ -118,7 +121,7 @@ def pretrain(
     out
         The folder of the run.
     recipe
-        base, vertical, hybrid (the paper's, at full size; base unless given) or tiny.
+        base, vertical, hybrid, mae (the paper's, at full size; base unless given), 85m, 300m or tiny.
     config
         A YAML file of settings, laid over the recipe.
     resume
@@ -223,6 +226,44 @@ def embed(
         + (f"; {summary.others} others were in it and stay" if summary.others else "")
     )
     return _some_failed(len(summary.failed), out)
+
+
+@app.command
+def reconstruct(
+    model: Path,
+    store: Path,
+    /,
+    *,
+    out: Out,
+    count: int = 4,
+    mask_ratio: float | None = None,
+    seed: int = 0,
+) -> int:
+    """Draw what a masked auto-encoder makes of masked crops: from left to right the crop, what was seen, what was made.
+
+    Parameters
+    ----------
+    model
+        A run or model folder of the recipe mae.
+    store
+        The store to take the crops from.
+    out
+        The picture to write, a PNG.
+    count
+        Crops, one a row.
+    mask_ratio
+        Share of the patches that is hidden; by default as in the training.
+    seed
+        Decides crops and masks.
+    """
+    found = open_checkpoint(model)
+    view = found.about.get("settings", {}).get("view", {"mask_ratio": 0.75})
+    settings = recipes.override(Settings(view=view), {} if mask_ratio is None else {"mask_ratio": mask_ratio})
+    examples = filled_in(found.model(), Store.open(store), view=settings.view, count=count, seed=seed)
+    rows = [(example.original, example.visible, example.reconstruction) for example in examples]
+    write_bytes(out, tiles(rows))
+    print(out)
+    return 0
 
 
 @app.command

@@ -4,19 +4,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
 from myna.errors import ConfigError
-from myna.mae import masked, masked_error
+from myna.mae import MaskedAutoEncoder, masked, masked_error
 from myna.mask import visible_count
-from myna.model import ModelConfig, scale
-from myna.patch import Kind
+from myna.model import ModelConfig, MynaModel, scale
+from myna.patch import Kind, unpatchify
 from myna.step import Objective, Step, split
-from myna.store import expand
-from myna.view import Loader, Views, gather
+from myna.store import Store, expand
+from myna.view import Loader, ViewConfig, Views, gather
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,31 @@ class Reconstruction(Objective):
         count = hidden.sum() * self.world.size
         mean = self.world.sum((target * hidden[..., None]).sum((0, 1))) / count
         return self.world.sum(((target - mean).square().mean(2) * hidden).sum()) / count
+
+
+@dataclass(frozen=True)
+class Example:
+    """A crop, what the encoder saw of it (NaN elsewhere), what the decoder made of that; in the model's amplitude."""
+
+    kind: Kind
+    original: Float[np.ndarray, "frame band"]
+    visible: Float[np.ndarray, "frame band"]
+    reconstruction: Float[np.ndarray, "frame band"]
+
+
+@torch.inference_mode()
+def reconstruct(model: MynaModel, store: Store, *, view: ViewConfig, count: int = 4, seed: int = 0) -> list[Example]:
+    """Let a masked auto-encoder fill in a crop of `count` clips of a store, for each of its patch kinds."""
+    if not isinstance(model, MaskedAutoEncoder):
+        raise ConfigError("The model has no decoder to reconstruct with: train one with --recipe mae.")
+    examples = []
+    for kind, view_ in CropLoader(store, view, model.grids, batch=count, seed=seed)(0).items():
+        grid, (patches, tokens) = model.grids[kind], (view_.patches[0], view_.tokens[0])
+        original = scale(patches, model.config.amplitude)
+        visible = original.masked_fill(masked(tokens, grid.tokens)[..., None], torch.nan)
+        found = (unpatchify(x, grid).numpy() for x in (original, visible, model.reconstruct(kind, patches, tokens)))
+        examples += [Example(kind, *pictures) for pictures in zip(*found, strict=True)]
+    return examples
 
 
 @dataclass(frozen=True)
