@@ -55,7 +55,7 @@ def patches(crops: Tensor, grid: Grid) -> Tensor:
     """Cut crops (view, band, frame) into all their patches: (view, token, value)."""
     crops = crops[..., : grid.frames]
     tiles = crops.unfold(1, grid.patch.bands, grid.patch.bands).unfold(2, grid.patch.frames, grid.patch.frames)
-    return tiles.flatten(3).flatten(1, 2)
+    return tiles.transpose(-1, -2).flatten(3).flatten(1, 2)
 
 
 def loss(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:

@@ -34,7 +34,7 @@ def test_patchify_equals_einops(kind):
     mel = torch.randn(3, 96, 128)
     patch = PATCHES[kind]
     image = mel.transpose(1, 2)  # (batch, band, frame), as an image with the lowest band in row 0
-    wanted = rearrange(image, "b (h p1) (w p2) -> b (h w) (p1 p2)", p1=patch.bands, p2=patch.frames)
+    wanted = rearrange(image, "b (h p1) (w p2) -> b (h w) (p2 p1)", p1=patch.bands, p2=patch.frames)
     assert torch.equal(patchify(mel, patch), wanted)
 
 
@@ -43,8 +43,8 @@ def test_token_and_value_order_by_hand():
     tokens = patchify(mel, PATCHES["square"])[0]
     # token 7 is the second band row's second column: bands 16 to 31, frames 16 to 31
     assert tokens[7, 0] == 16_000 + 16
-    assert tokens[7, 1] == 17_000 + 16  # the next value is the next frame of the same band
-    assert tokens[7, 16] == 16_000 + 17  # sixteen on is the next band
+    assert tokens[7, 1] == 16_000 + 17  # the next value is the next band of the same frame
+    assert tokens[7, 16] == 17_000 + 16  # sixteen on is the next frame
 
 
 @pytest.mark.parametrize(("kind", "frames"), [("square", 96), ("vertical", 98), ("vertical", 196)])

@@ -25,7 +25,7 @@ from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
 
 FORMAT = "myna-model"
-VERSION = 1
+VERSION = 2  # 1 had the values of a patch band by band
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"

@@ -20,12 +20,16 @@ def visible_count(tokens: int, mask_ratio: float) -> int:
 def uniform(key: int, view: Int[Tensor, "*batch"], *, tokens: int, visible: int) -> Int[Tensor, "*batch visible"]:
     """Draw `visible` distinct tokens for every view number, each set equally likely, in random order.
 
-    Each token gets random bits with its own number in the lowest places; the smallest keys win. So there are no
-    ties, and a device that sorts in another way draws the same mask.
+    Cards are dealt from a deck (Fisher-Yates), all views at once, so a view costs as many random numbers as it keeps
+    tokens. There is nothing to sort, so every device draws the same mask.
     """
-    places = max(1, (tokens - 1).bit_length())
-    token = torch.arange(tokens, device=view.device)
-    keys = noise.bits(key, view[..., None] * tokens + token)
-    keys = (keys & ~((1 << places) - 1)) | token
-    chosen = keys.topk(visible, dim=-1, largest=False, sorted=True).values
-    return chosen & ((1 << places) - 1)
+    card = torch.arange(tokens, device=view.device)
+    place = card[:visible]
+    taken = place + noise.below(key, view[..., None] * tokens + place, tokens - place)
+    deck = card.expand(*view.shape, tokens).clone()
+    dealt = []
+    for number in range(visible):
+        at = taken[..., number : number + 1]
+        dealt.append(deck.gather(-1, at))
+        deck.scatter_(-1, at, deck[..., number : number + 1].clone())  # the card that is passed over fills the gap
+    return torch.cat(dealt, dim=-1)

@@ -1,7 +1,8 @@
 """Patch geometry: which patches a crop has, where they lie, and their position vectors.
 
 A crop is a stretch of a mel spectrogram, `frames` x `bands`. Its patches do not overlap. Tokens run row by row:
-band patches outermost (lowest first), time patches innermost. The values of a patch run bands first, then frames.
+band patches outermost (lowest first), time patches innermost. The values of a patch run as they lie in memory, frame by
+frame and in each from its lowest band up, so that no step has to turn them around.
 """
 
 import math
@@ -90,7 +91,7 @@ def patchify(mel: Float[Tensor, "batch frame band"], patch: Patch) -> Float[Tens
     batch, frames, bands = mel.shape
     grid = Grid.of(patch, bands=bands, frames=frames)
     tiles = mel.reshape(batch, grid.columns, patch.frames, grid.rows, patch.bands)
-    return tiles.permute(0, 3, 1, 4, 2).reshape(batch, grid.tokens, patch.values)
+    return tiles.permute(0, 3, 1, 2, 4).reshape(batch, grid.tokens, patch.values)
 
 
 def unpatchify(patches: Float[Tensor, "batch token value"], grid: Grid) -> Float[Tensor, "batch frame band"]:

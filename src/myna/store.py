@@ -85,13 +85,13 @@ def expand(companded: Companded) -> Companded:
     A tensor is expanded on its own device, without waiting for it.
     """
     if isinstance(companded, torch.Tensor):
-        value = companded.to(torch.float32)
+        value = companded.to(torch.float32, copy=True)
         if companded.dtype == torch.uint8:  # byte 0 becomes exactly 1 under the threshold, every other byte more
             return torch.nn.functional.threshold_(value.mul_(STEP).exp2_(), 1.0, 0.0).mul_(BELOW)
-    else:
-        value = np.asarray(companded, np.float32)
-        if companded.dtype == np.uint8:
-            return np.exp2(value * np.float32(STEP)) * np.float32(BELOW) * (companded != 0)
+        return value.square_().square_()  # in place: fresh memory costs more than the arithmetic
+    value = np.asarray(companded, np.float32)
+    if companded.dtype == np.uint8:
+        return np.exp2(value * np.float32(STEP)) * np.float32(BELOW) * (companded != 0)
     square = value * value
     return square * square
 

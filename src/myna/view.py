@@ -215,15 +215,16 @@ class DeviceRows(Rows):
         return table.index_select(0, block.flatten()).view(*block.shape, -1)
 
 
-def gather(rows: Rows, first: Tensor, tokens: Tensor, grid: Grid) -> Shaped[Tensor, "view batch visible value"]:
+def gather(
+    rows: Rows, first: Int[Tensor, "*views"], tokens: Int[Tensor, "*views visible"], grid: Grid
+) -> Shaped[Tensor, "*views visible value"]:
     """Read the visible patches of crops that begin at store rows `first`, companded as the store keeps them."""
     patch = grid.patch
-    frame = first[..., None] + (tokens % grid.columns) * patch.frames  # (view, batch, visible)
-    frame = frame[..., None] + torch.arange(patch.frames, device=first.device)
-    band_block = (tokens // grid.columns)[..., None]
-    index = (frame * grid.rows + band_block).flatten(0, 1)
-    pieces = rows.take(index, blocks=grid.rows)  # (view batch) visible frame band
-    return pieces.unflatten(0, tokens.shape[:2]).transpose(-1, -2).flatten(-2)
+    frame = first[..., None] + (tokens % grid.columns) * patch.frames  # (view ..., visible)
+    piece = frame * grid.rows + tokens // grid.columns  # the first of each patch; the others follow a row apart
+    index = piece[..., None] + torch.arange(patch.frames, device=first.device) * grid.rows
+    pieces = rows.take(index.view(-1, *index.shape[-2:]), blocks=grid.rows)  # view, visible, frame, band
+    return pieces.view(*tokens.shape, patch.values)
 
 
 @dataclass(frozen=True)
