@@ -96,8 +96,8 @@ def patchify(mel: Float[Tensor, "batch frame band"], patch: Patch) -> Float[Tens
 
 def unpatchify(patches: Float[Tensor, "batch token value"], grid: Grid) -> Float[Tensor, "batch frame band"]:
     """Lay all patches of a grid, in token order, side by side again: the inverse of `patchify`."""
-    tiles = patches.unflatten(2, (grid.patch.bands, grid.patch.frames)).unflatten(1, (grid.rows, grid.columns))
-    return tiles.permute(0, 2, 4, 1, 3).reshape(len(patches), grid.frames, grid.bands)
+    tiles = patches.unflatten(2, (grid.patch.frames, grid.patch.bands)).unflatten(1, (grid.rows, grid.columns))
+    return tiles.permute(0, 2, 3, 1, 4).reshape(len(patches), grid.frames, grid.bands)
 
 
 def positions(grid: Grid, dim: int) -> Float[Tensor, "token dim"]:
