@@ -62,7 +62,9 @@ def accuracies(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str,
 def main(steps: int, seeds: int) -> dict[str, dict[str, np.ndarray]]:
     """Train once a seed, and return the accuracies of each seed for each representation and classifier."""
     digits = load_digits()
-    images = np.ascontiguousarray(digits.images.transpose(0, 2, 1)[:, :, ::-1], np.float32)  # columns, then rows upwards
+    images = np.ascontiguousarray(
+        digits.images.transpose(0, 2, 1)[:, :, ::-1], np.float32
+    )  # columns, then rows upwards
     rows = []
     for seed in range(seeds):
         chosen = settings(steps, seed)

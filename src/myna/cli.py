@@ -172,6 +172,7 @@ def embed(
     windows: bool = False,
     hop: float | None = None,
     window_samples: int | None = None,
+    whole_track: bool = False,
     device: str | None = None,
     precision: Precision = "auto",
     batch: int | None = None,
@@ -195,6 +196,8 @@ def embed(
         Seconds from one window to the next; by default a window's length.
     window_samples
         Length of a window at 16 kHz; by default the segment that the model was trained on.
+    whole_track
+        A track goes through in one pass; only one longer than a window (10 minutes unless given) is cut, evenly.
     device
         cuda, mps or cpu; the best there is by default.
     precision
@@ -206,7 +209,13 @@ def embed(
     """
     tracks = find_tracks(paths)
     myna = Myna.from_pretrained(
-        model, patches=patches, window_samples=window_samples, device=device, precision=precision, batch=batch
+        model,
+        patches=patches,
+        window_samples=window_samples,
+        whole=whole_track,
+        device=device,
+        precision=precision,
+        batch=batch,
     )
     with Bar("embed", "tracks") as bar:
         summary = embed_library(
