@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 import subprocess
 import sys
 
@@ -11,12 +12,13 @@ import torch
 
 from myna import Myna, recipe
 from myna.checkpoint import checkpoints, open_checkpoint
+from myna.cli import main
 from myna.errors import ConfigError
 from myna.loss import LossConfig
 from myna.mae import MaskedAutoEncoder, build_model, masked, masked_error
 from myna.model import ModelConfig, MynaModel
 from myna.patch import PATCHES, patchify, positions
-from myna.reconstruction import CropLoader, Reconstruction
+from myna.reconstruction import CropLoader, Reconstruction, reconstruct
 from myna.run import read_metrics
 from myna.train import Trainer
 from myna.view import Loader, ViewConfig
@@ -238,3 +240,32 @@ def test_two_ranks_train_as_one(store, tmp_path):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
     assert all(math.isfinite(row["loss"]) for row in two)
     assert open_checkpoint(tmp_path / "two").step == 4
+
+
+def test_reconstructions_keep_what_was_seen(store):
+    model = build_model(config("square", "vertical"))
+    found = reconstruct(model, store, view=ViewConfig(mask_ratio=0.75), count=3, seed=2)
+    assert [example.kind for example in found] == ["square"] * 3 + ["vertical"] * 3
+    for example in found:
+        seen = ~np.isnan(example.visible)
+        assert example.original.shape == (96, 128)
+        assert seen.mean() == 0.25
+        for picture in (example.visible, example.reconstruction):
+            np.testing.assert_array_equal(picture[seen], example.original[seen])
+        assert np.abs(example.reconstruction - example.original)[~seen].min() > 0
+    for one, other in zip(found[:3], found[3:], strict=True):
+        np.testing.assert_array_equal(one.original, other.original)  # both kinds fill in the same crop
+    with pytest.raises(ConfigError, match="no decoder"):
+        reconstruct(MynaModel(ModelConfig(**SMALL)), store, view=ViewConfig())
+
+
+def test_the_command_draws_a_picture(store, tmp_path, capsys):
+    Trainer(store, tmp_path / "run", settings(steps=1)).train()
+    with pytest.raises(SystemExit) as left:
+        main(["reconstruct", str(tmp_path / "run"), str(store.path), "-o", str(tmp_path / "a.png"), "--count", "2"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a.png")
+    image = (tmp_path / "a.png").read_bytes()
+    assert image[:8] == b"\x89PNG\r\n\x1a\n"
+    wide, high = struct.unpack(">II", image[16:24])
+    assert (wide, high) == (6 + 3 * (96 * 2 + 6), 6 + 2 * (128 * 2 + 6))
