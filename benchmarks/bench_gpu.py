@@ -21,30 +21,15 @@ import machine
 from myna import recipe
 from myna.device import peak_flops
 from myna.loss import LossConfig, contrastive
-from myna.mel import FrontEnd
 from myna.model import MynaModel
 from myna.patch import PATCHES
 from myna.run import Settings
 from myna.step import Step
-from myna.store import SCHEMA, Part, Store, Writer, manifest_table
+from myna.store import Store
 from myna.train import Trainer
 from myna.view import VIEWS, DeviceRows, HostRows, Loader
 from myna.vit import ATTENTION
-
-
-def synthetic_store(folder: Path, clips: int, *, frames: int = 313) -> Store:
-    """Write noise with a spectrum of its own for each clip, as a whole store."""
-    part = Part(folder, FrontEnd())
-    part.begin([])
-    writer, rng, rows = Writer(part, 0), np.random.default_rng(0), []
-    for number in range(clips):
-        mel = rng.gamma(1.0, 1.0, (1, 128)) * rng.random((frames, 128), np.float32)
-        writer.append(mel.astype(np.float32))
-        told = {"path": f"/{number:07d}", "content_hash": f"{number:032x}", "status": "ok", "tags": {}, "extra": {}}
-        rows.append(writer.commit(dict.fromkeys(SCHEMA) | told))
-    writer.close()
-    part.finish(manifest_table(rows))
-    return Store.open(folder)
+from synthetic import synthetic_store
 
 
 def seconds(work: Callable[[], object], device: torch.device, *, rounds: int = 12) -> float:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from myna import checkpoint
-from myna.checkpoint import model_hash, open_checkpoint, save_model, write_folder, write_text
+from myna.checkpoint import export_model, model_hash, open_checkpoint, save_model, write_folder, write_text
 from myna.errors import CheckpointError
 from myna.model import ModelConfig, MynaModel
 
@@ -69,7 +69,7 @@ def test_damage_is_said_plainly(model, tmp_path):
     config.write_text(json.dumps(whole | {"version": 99}))
     with pytest.raises(CheckpointError, match="version 99"):
         open_checkpoint(tmp_path / "m")
-    for broken in ("{", "[]", json.dumps(whole | {"model": {"dim": "wide"}})):
+    for broken in ("{", "[]", json.dumps(whole | {"model": {"dim": "wide"}}), json.dumps(whole | {"about": 3})):
         config.write_text(broken)
         with pytest.raises(CheckpointError, match="damaged"):
             open_checkpoint(tmp_path / "m")
@@ -95,3 +95,16 @@ def test_a_model_without_optimizer_cannot_be_resumed(model, tmp_path):
     save_model(model, tmp_path / "m")
     with pytest.raises(CheckpointError, match="--init-from"):
         open_checkpoint(tmp_path / "m").optimizer()
+
+
+def test_an_export_replaces_a_model_and_nothing_else(model, tmp_path):
+    export_model(model, tmp_path / "m")
+    export_model(MynaModel(model.config, seed=4), tmp_path / "m")
+    assert open_checkpoint(tmp_path / "m").hash != model_hash(model)
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music" / "a.mp3").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    for path in (tmp_path / "music", tmp_path / "file"):
+        with pytest.raises(CheckpointError, match=r"is no model .* name a new folder"):
+            export_model(model, path)
+    assert (tmp_path / "music" / "a.mp3").read_text() == (tmp_path / "file").read_text() == "dear"

@@ -123,3 +123,16 @@ def test_flops_count_every_product():
     # 2 x 5 tokens forward, three times for forward and backward: 1.285 GFLOP a clip and patch kind
     assert 6 * config.flops("square", tokens=5) == pytest.approx(1.285e9, rel=0.01)
     assert config.flops("vertical", tokens=48) == pytest.approx(2.09e9, rel=0.01)
+
+
+def test_without_a_projector_the_vectors_themselves_are_compared():
+    model = small("square", "vertical", projector_dim=0)
+    assert not any("projector" in name for name in model.state_dict())
+    patches = {kind: torch.rand(3, 5, 256) for kind in model.config.patches}
+    tokens = {kind: torch.arange(5).repeat(3, 1) for kind in patches}
+    found = model(patches, tokens)
+    for kind in patches:
+        torch.testing.assert_close(found[kind], model.embed(kind, patches[kind], tokens[kind]))
+    with_one = ModelConfig(**SMALL)
+    without = ModelConfig(**SMALL, projector_dim=0)
+    assert with_one.flops("square", tokens=5) - without.flops("square", tokens=5) == 2 * (32 * 384 + 384 * 128)

@@ -140,6 +140,18 @@ def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(store, tmp
     again.train()
 
 
+def test_torchruns_restart_goes_on_with_the_run(store, tmp_path):
+    changes = {**TINY, "steps": 150, "checkpoint_minutes": 0.002}
+    command = torchrun(2, TRAIN, *pretrain(store, tmp_path / "run", changes), tmp_path=tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    kill_a_rank_after_some_steps(process, tmp_path / "run")
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said[-3000:]
+    assert "are done" in said  # the plan of the second start
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 151))
+
+
 def test_shares_are_even_and_complete():
     rows = [i for rank in range(3) for i in range(12)[World(rank, 3).share(12)]]
     assert rows == list(range(12))

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -72,3 +75,40 @@ def test_a_compiler_that_fails_falls_back_and_says_why(store, monkeypatch):
     step(views)
     assert step.why_not_compiled == "RuntimeError: no compiler found"
     assert_equal(gradient(config, views), ({k: v.item() for k, v in step(views).items()}, gradient(config, views)[1]))
+
+
+# in a process of its own: the checker of shapes would be compiled along
+COMPILED = """
+import torch
+from myna.loss import LossConfig
+from myna.model import ModelConfig, MynaModel
+from myna.step import Step
+from myna.view import Views
+
+torch.set_num_threads(1)
+small = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64}
+config = ModelConfig(patches=("square", "vertical"), **small)
+draw = torch.Generator().manual_seed(0)
+views = {
+    kind: Views(torch.rand(2, 12, 5, 256, generator=draw), torch.randint(0, 48, (2, 12, 5), generator=draw))
+    for kind in config.patches
+}
+for how, micro_batch in (("sums", None), ("products", 6)):
+    found = []
+    for mode in ("off", "default"):
+        model = MynaModel(config)
+        model.encoder.attend_by(how)
+        step = Step(model, LossConfig(), compile=mode, together=True, micro_batch=micro_batch)
+        loss = step(views)["loss"]
+        assert not step.why_not_compiled, step.why_not_compiled
+        found.append(torch.cat([loss[None], *(p.grad.flatten() for p in model.parameters())]))
+    apart = (found[0] - found[1]).abs().max() / found[0].abs().max()
+    print(how, micro_batch, apart.item())
+    assert apart < 1e-5
+"""
+
+
+def test_a_compiled_step_has_the_same_gradient():
+    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False, timeout=600)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert len(ran.stdout.splitlines()) == 2

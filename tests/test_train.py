@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from myna import plan, recipe
-from myna.checkpoint import checkpoints, model_hash, open_checkpoint
+from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
 from myna.device import pick_device, pick_precision
 from myna.errors import ConfigError, RunError
 from myna.model import MynaModel
@@ -319,3 +319,24 @@ def test_the_papers_batch_runs_at_full_size_in_the_small(store):
     numbers = Step(model, full.loss)(views)
     assert math.isfinite(numbers["loss"].item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_init_from_weights_without_a_projector_draws_one(store, tmp_path):
+    """The release shares none: a new one comes from the seed, everything else from the weights."""
+    found = MynaModel(settings(projector_dim=0).model, seed=3)
+    save_model(found, tmp_path / "m")
+    trainer = Trainer(store, tmp_path / "run", settings(seed=9, steps=1), init_from=tmp_path / "m")
+    assert trainer.new_projector
+    weights, drawn = trainer.model.state_dict(), MynaModel(settings().model, seed=9).state_dict()
+    for name, value in weights.items():
+        assert torch.equal(value, drawn[name] if name.startswith("projector") else found.state_dict()[name])
+    trainer.train()
+    again = Trainer(store, tmp_path / "again", settings(), init_from=tmp_path / "run")
+    assert not again.new_projector
+    bare = Trainer(store, tmp_path / "bare", settings(projector_dim=0, steps=1), init_from=tmp_path / "m")
+    assert not bare.new_projector
+    bare.train()
+    with pytest.raises(ConfigError, match="differs from this run's in depth:"):
+        Trainer(store, tmp_path / "other", settings(depth=2), init_from=tmp_path / "m")
+    with pytest.raises(ConfigError, match="differs from this run's in projector_dim:"):
+        Trainer(store, tmp_path / "other", settings(projector_dim=0), init_from=tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What a store, run, model or library is, and which of its files failed: facts to print."""
+"""What a store, run, model, weights file or library is, and which of its files failed: facts to print."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,12 @@ import pyarrow as pa
 
 from myna.checkpoint import Checkpoint, checkpoints, open_checkpoint
 from myna.errors import ConfigError
+from myna.hub import open_model
 from myna.library import read_library
 from myna.mae import build_model
 from myna.progress import clock
-from myna.run import RUN_FILE, learned, read_metrics, read_run
+from myna.release import SUFFIXES, open_release
+from myna.run import RUN_FILE, in_words, read_metrics, read_run
 from myna.store import Store
 from myna.vit import parameter_count
 
@@ -19,17 +21,25 @@ Facts = dict[str, str]
 
 
 def describe(path: str | Path) -> tuple[str, Facts]:
-    """Say what is at a path, "store", "run", "model" or "library", and its facts. Raises ConfigError if none is."""
+    """Say what is at a path, "store", "run", "model", "release" or "library", and its facts.
+
+    Raises ConfigError if it is none of them.
+    """
     place = Path(path)
     if (place / "store.json").is_file():
         return "store", _store(Store.open(place))
     if (place / RUN_FILE).is_file():
         return "run", _run(place)
     if (place / "config.json").is_file():
-        return "model", _model(open_checkpoint(place))
+        return "model", _model(open_model(place))
+    if place.suffix in SUFFIXES and place.is_file():
+        return "release", _model(open_release(place))
     if place.suffix == ".parquet" and place.is_file():
         return "library", _library(place)
-    raise ConfigError(f"{place} is none of a store, a run, a model or a library: name one of those.")
+    raise ConfigError(
+        f"{place} is none of a store, a run, a model or a library, nor a weights file of the original release: "
+        "name one of those."
+    )
 
 
 def failures(path: str | Path) -> list[tuple[str, str]]:
@@ -76,7 +86,7 @@ def _run(run: Path) -> Facts:
     if rows:
         last = rows[-1]
         facts["step"] = f"{last['step']:.0f} (epoch {last['epoch']:.2f})"
-        facts["learned"] = f"{learned(last)}, {last['clips_per_s']:.0f} clips/s"
+        facts["learned"] = f"{in_words(last)}, {last['clips_per_s']:.0f} clips/s"
     return {**facts, **(_model(open_checkpoint(kept[-1])) if kept else {})}
 
 
@@ -89,9 +99,32 @@ def _model(found: Checkpoint) -> Facts:
         "window": f"{config.segment_samples} samples ({config.segment_samples / config.front_end.rate_hz:.2f} s)",
         "vector": f"{config.dim * len(config.patches)} numbers",
         "amplitude": config.amplitude,
-        "trained": f"{found.about.get('examples', 0):,} examples, {found.step} steps",
+        **_origin(found),
         "model hash": found.hash,
     }
+
+
+def _origin(found: Checkpoint) -> Facts:
+    if "origin" not in found.about:
+        return {"trained": f"{found.about.get('examples', 0):,} examples, {found.step} steps"}
+    aside = found.about.get("left_aside", [])
+    return {
+        "origin": f"{found.about['origin']}, {found.about.get('file', 'a file')}; no projector",
+        **({"left aside": ", ".join(aside)} if aside else {}),
+    }
+
+
+def learned(source: str | Path) -> dict[str, Any]:
+    """Return what a model card says of a run, or of a checkpoint in one: last `metrics`, and `data` if it is there."""
+    run = next((p for p in (Path(source), *Path(source).resolve().parents[:2]) if (p / RUN_FILE).is_file()), None)
+    if run is None:
+        return {}
+    rows, told, facts = read_metrics(run), read_run(run)["store"], {}
+    if rows:
+        facts["metrics"] = rows[-1]
+    if (Path(told["path"]) / "store.json").is_file() and (store := Store.open(told["path"])).hash == told["hash"]:
+        facts["data"] = f"{store.hours:.1f} h of music in {len(store)} tracks"
+    return facts
 
 
 def _library(path: Path) -> Facts:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,13 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 def model_hash(model: MynaModel) -> str:
     """Return 16 hex digits that change with any weight or setting of the model."""
-    digest = hashlib.sha256(model.config.model_dump_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    return weights_hash(model.config, model.state_dict())
+
+
+def weights_hash(config: ModelConfig, weights: dict[str, Tensor]) -> str:
+    """Return the hash of the model with these settings and weights."""
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
@@ -105,6 +110,17 @@ def save_model(
     write_folder(path, write)
 
 
+def export_model(model: MynaModel, path: Path, *, about: dict[str, Any] | None = None) -> None:
+    """Write a model folder where a user wants it: over an older model, but never over anything else."""
+    if path.exists():
+        others = (
+            sorted({p.name for p in path.iterdir()} - {MODEL_FILE, CONFIG_FILE}) if path.is_dir() else ["no folder"]
+        )
+        if others:
+            raise CheckpointError(f"{path} is there and is no model ({others[0]}): name a new folder for the model.")
+    save_model(model, path, about=about)
+
+
 LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.\d+\.part")
 
 
@@ -118,12 +134,13 @@ def sweep(run: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder that was found whole."""
+    """A model that was found whole: a model folder, or a file of other origin with its `tensors`, in our names."""
 
     path: Path
     config: ModelConfig
     hash: str
     about: dict[str, Any]
+    tensors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def step(self) -> int:
@@ -132,8 +149,12 @@ class Checkpoint:
     def model(self) -> MynaModel:
         """Build the model and load its weights; every tensor must be there, and no other."""
         model = build_model(self.config)
-        load_weights(model, read_tensors(self.path / MODEL_FILE), self.path)
+        load_weights(model, self.weights(), self.path)
         return model
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the tensors as they were found, by our names."""
+        return read_tensors(self.path / MODEL_FILE) if self.tensors is None else self.tensors
 
     def optimizer(self) -> dict[str, Tensor]:
         """Read the optimiser's state, by the names that `save_model` was given."""
@@ -189,8 +210,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"this myna reads {FORMAT!r} version {VERSION}."
             )
         config = ModelConfig.model_validate(found["model"])
-        return Checkpoint(folder, config, str(found["hash"]), found["about"])
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+        return Checkpoint(folder, config, str(found["hash"]), dict(found["about"]))
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}).") from error
 
 

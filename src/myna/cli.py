@@ -18,11 +18,13 @@ from rich.table import Table
 
 from myna import __version__, doctor
 from myna import recipe as recipes
-from myna.about import as_json, describe, failures
-from myna.checkpoint import open_checkpoint, write_bytes
+from myna.about import as_json, describe, failures, learned
+from myna.checkpoint import export_model, write_bytes
 from myna.device import Precision, pick_device
 from myna.embedder import Myna
 from myna.errors import ConfigError, MynaError
+from myna.hub import card, open_model, read_results
+from myna.hub import push as push_model
 from myna.library import embed_library
 from myna.patch import Kind
 from myna.plan import Plan
@@ -31,7 +33,7 @@ from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
 from myna.rank import join, local_device
 from myna.reconstruction import reconstruct as filled_in
-from myna.run import Settings, learned, length_of, read_run
+from myna.run import Settings, in_words, length_of, read_run
 from myna.store import Store
 from myna.track import find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Trainer
@@ -107,7 +109,7 @@ def pretrain(
     recipe: str | None = None,
     config: Path | None = None,
     resume: bool = False,
-    init_from: Path | None = None,
+    init_from: str | None = None,
     device: str | None = None,
     profile: int = 0,
     **settings: str,
@@ -127,7 +129,7 @@ def pretrain(
     resume
         Go on with the run in the folder, bit for bit.
     init_from
-        Begin a new run with the weights of a run or model.
+        Begin a new run with the weights of a run, a model, a file of the original release or a Hub id.
     device
         cuda, mps or cpu; the best there is by default.
     profile
@@ -149,6 +151,8 @@ def pretrain(
         return EXIT_STOPPED if stopped is not None else 0
     if trainer.gradient.why_not_compiled:
         err.print(f"The model was not compiled: {trainer.gradient.why_not_compiled}")
+    if trainer.new_projector:
+        err.print(f"{init_from} has no projector: a new one was drawn from seed {trainer.settings.train.seed}.")
     if profile:
         err.print(f"{out / TRACE_FILE} can be opened in Perfetto or chrome://tracing.")
         print((out / STAGES_FILE).read_text(encoding="utf-8"), end="")
@@ -185,11 +189,11 @@ def embed(
     paths
         Audio files, folders, or manifests.
     model
-        A run folder or a model folder.
+        A run folder, a model folder, a weights file of the original release, or a Hub id (user/name).
     out
         The Parquet file to make or to bring up to date.
     patches
-        Of a hybrid, only this half; both side by side by default.
+        Of a hybrid, only this half; both side by side by default. Of a release file, the kind that it has.
     windows
         One row a window, with its start, instead of one a track.
     hop
@@ -239,7 +243,7 @@ def embed(
 
 @app.command
 def reconstruct(
-    model: Path,
+    model: str,
     store: Path,
     /,
     *,
@@ -265,13 +269,105 @@ def reconstruct(
     seed
         Decides crops and masks.
     """
-    found = open_checkpoint(model)
+    found = open_model(model)
     view = found.about.get("settings", {}).get("view", {"mask_ratio": 0.75})
     settings = recipes.override(Settings(view=view), {} if mask_ratio is None else {"mask_ratio": mask_ratio})
     examples = filled_in(found.model(), Store.open(store), view=settings.view, count=count, seed=seed)
     rows = [(example.original, example.visible, example.reconstruction) for example in examples]
     write_bytes(out, tiles(rows))
     print(out)
+    return 0
+
+
+@app.command
+def convert(source: str, /, *, out: Out, patches: Kind | None = None, revision: str | None = None) -> int:
+    """Write a model folder from weights of the original release (or from anything else that holds a model).
+
+    Parameters
+    ----------
+    source
+        A .pth, .bin or .safetensors file, a Hub id (user/name), a run or a model folder.
+    out
+        The model folder to make.
+    patches
+        Which kind of patches a file with one kind has, if its name does not say.
+    revision
+        Branch, tag or commit of the Hub.
+    """
+    found = open_model(source, patches=patches, revision=revision)
+    export_model(found.model(), out, about=found.about)
+    for name in found.about.get("left_aside", []):
+        err.print(f"Left aside, as vectors do not need it: {name}")
+    err.print(f"{out} holds the {' and '.join(found.config.patches)} model of {source}. Look at it: myna info {out}")
+    return 0
+
+
+@app.command
+def push(
+    source: str,
+    repo: str,
+    /,
+    *,
+    licence: Annotated[str | None, Parameter(name=["--licence", "--license"])] = None,
+    data: str | None = None,
+    results: Path | None = None,
+    patches: Kind | None = None,
+    private: bool = False,
+) -> int:
+    """Put a model with its card into a repository of the Hugging Face Hub; log in first with `hf auth login`.
+
+    Parameters
+    ----------
+    source
+        A run folder, a model folder, or a weights file.
+    repo
+        The Hub id, user/name; made if there is none.
+    licence
+        The Hub's id of the licence that you give the weights, such as mit or cc-by-4.0.
+    data
+        The training music in words; for a run whose store is at hand, its hours and tracks by default.
+    results
+        A JSON file of scores for the card: {"task": {"metric": 0.78}}.
+    patches
+        Which kind of patches a file with one kind has, if its name does not say.
+    private
+        Make the repository private.
+    """
+    found = open_model(source, patches=patches)
+    told = {**learned(source), **({"data": data} if data else {})}
+    scores = read_results(results) if results else None
+    text = card(repo, found.config, hash=found.hash, about=found.about, results=scores, licence=licence, **told)
+    print(push_model(found.model(), repo, card=text, about=found.about, private=private))
+    return 0
+
+
+@app.command
+def export(
+    source: str,
+    /,
+    *,
+    out: Out,
+    patches: Kind | None = None,
+    window_samples: int | None = None,
+) -> int:
+    """Write a model as an ONNX file, and check it against PyTorch: mel power (batch, frame, band) in, vectors out.
+
+    Parameters
+    ----------
+    source
+        A run folder, a model folder, a weights file of the original release, or a Hub id (user/name).
+    out
+        The .onnx file to write.
+    patches
+        Of a hybrid, only this half. Of a release file, the kind that it has.
+    window_samples
+        Length of a window at 16 kHz; by default the segment that the model was trained on.
+    """
+    found = open_model(source, patches=patches)
+    difference = _extra("export", "onnx").export(
+        found.model(), out, patches=patches, window_samples=window_samples, hash=found.hash
+    )
+    err.print(f"{out} is written; onnxruntime's vectors differ from PyTorch's by {difference:.0e} of their spread.")
     return 0
 
 
@@ -317,7 +413,7 @@ def show_recipe(name: str | None = None, /) -> int:
 
 @app.command
 def info(path: Path, /, *, as_json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
-    """Say what a store, run, model or library is."""
+    """Say what a store, run, model, weights file of the original release or library is."""
     kind, facts = describe(path)
     if as_json_:
         print(json.dumps(as_json(kind, facts)))
@@ -381,12 +477,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _extra(name: str) -> Any:
+def _extra(name: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(f"myna.{name}")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"`myna {name}` needs {error.name}, which is not installed: pip install 'myna-music[{name}]'."
+            f"`myna {name}` needs {error.name}, which is not installed: pip install 'myna-music[{extra or name}]'."
         ) from error
 
 
@@ -402,7 +498,7 @@ def _train(trainer: Trainer, profile: int) -> int | None:
         def tell(row: dict[str, float]) -> None:
             peak = f" ({row['share_of_peak']:.0%} of peak)" if "share_of_peak" in row else ""
             speed = f"{row['clips_per_s']:,.0f} clips/s, {row['tflops']:.2f} TFLOP/s{peak}"
-            bar(int(row["step"]), trainer.steps, f"{learned(row)}, gradient {row['grad_norm']:.2f}, {speed}")
+            bar(int(row["step"]), trainer.steps, f"{in_words(row)}, gradient {row['grad_norm']:.2f}, {speed}")
 
         return trainer.train(on_log=tell, profile=profile)
 

@@ -15,7 +15,13 @@ from myna.mel import MelSpectrogram
 from myna.model import ModelConfig, MynaModel
 
 PACKAGES = ("myna-music", "torch", "av", "soxr", "numpy", "pyarrow", "safetensors")
-EXTRAS = {"scikit-learn": "demo", "openTSNE": "demo", "mir_eval": "demo", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "scikit-learn": "demo",
+    "openTSNE": "demo",
+    "mir_eval": "demo",
+    "tensorboard": "tensorboard",
+    "onnxruntime": "onnx",
+}
 CODECS = {
     "MP3": "mp3float",
     "FLAC": "flac",

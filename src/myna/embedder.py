@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float32, Float64
 
 from myna.audio import AudioStream, resample
-from myna.checkpoint import open_checkpoint
+from myna.checkpoint import export_model
 from myna.device import Precision, cores, pick_device, pick_precision
 from myna.errors import AudioError, ConfigError
+from myna.hub import card, open_model, push
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
 from myna.patch import Kind, patch_of
@@ -97,6 +98,7 @@ class Myna:
         precision: Precision = "auto",
         batch: int | None = None,
         hash: str = "",
+        about: dict[str, Any] | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -116,14 +118,39 @@ class Myna:
         self.batch = 1 if whole else batch or self._as_much(16 if self.device.type == "cpu" else 256)
         if self.batch < 1:
             raise ConfigError(f"A batch of {self.batch} windows was asked for; at least 1 is needed.")
-        self.hash = hash
+        self.hash, self.about = hash, about or {}
         self._mel = MelSpectrogram(self.front_end).to(self.device)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "Myna":
-        """Load a run folder (its newest checkpoint) or a model folder; `options` are those of `Myna`."""
-        found = open_checkpoint(source)
-        return cls(found.model(), hash=found.hash, **options)
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **options: Any) -> "Myna":
+        """Load a run folder (its newest checkpoint), a model folder, a file of the original release, or a Hub id.
+
+        A Hub id (user/name) is fetched once, at a `revision` (branch, tag or commit) if given, and then served from
+        the cache. `options` are those of `Myna`; `patches` also says which kind a release file with one kind has, if
+        its name does not.
+        """
+        found = open_model(source, patches=options.get("patches"), revision=revision)
+        return cls(found.model(), hash=found.hash, about=found.about, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a model folder, over an older one if there is one."""
+        export_model(self.model, Path(folder), about=self.about)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        licence: str | None = None,
+        data: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Put the model into a Hub repository (user/name) with a model card; return its address.
+
+        `licence` is the Hub's id of the licence that you give the weights, `data` the training music in words.
+        """
+        text = card(repo, self.model.config, hash=self.hash, about=self.about, data=data, licence=licence)
+        return push(self.model, repo, card=text, about=self.about, private=private, token=token)
 
     def _as_much(self, segments: int) -> int:
         """Return how many windows hold as many samples as so many segments; at least one."""

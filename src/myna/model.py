@@ -35,7 +35,9 @@ class ModelConfig(BaseModel):
     head_dim: int = Field(64, ge=1, description="width of a head")
     mlp_dim: int = Field(1536, ge=1, description="hidden width of a block's feed-forward part")
     projector_hidden: int = Field(384, ge=1, description="hidden width of the projector (training only)")
-    projector_dim: int = Field(128, ge=1, description="width of the projections that the loss compares")
+    projector_dim: int = Field(
+        128, ge=0, description="width of the projections that the loss compares; 0: no projector"
+    )
     positions: Positions = Field("sincos", description="sincos, or relative: alibi, rope")
     decoder_depth: int = Field(0, ge=0, description="blocks of a masked auto-encoder's decoder; 0 learns by contrast")
     decoder_dim: int = Field(512, ge=8, multiple_of=4, description="width of the decoder")
@@ -81,7 +83,8 @@ class ModelConfig(BaseModel):
         values, whole = patch_of(kind).values, self.grids()[kind].tokens
         count = forward_flops(tokens=tokens, **encoder) + 2 * tokens * values * self.dim
         if not self.decoder_depth:
-            return count + 2 * (self.dim * self.projector_hidden + self.projector_hidden * self.projector_dim)
+            projector = 2 * (self.dim + self.projector_dim) * self.projector_hidden if self.projector_dim else 0
+            return count + projector
         ends = 2 * self.decoder_dim * (tokens * self.dim + whole * values)
         return count + forward_flops(tokens=whole, **self.decoder()) + ends
 
@@ -145,11 +148,14 @@ class MynaModel(nn.Module):
     def _add_head(self) -> None:
         """Add what only the training needs."""
         config = self.config
-        self.projector = nn.Sequential(
-            nn.Linear(config.dim, config.projector_hidden),
-            nn.GELU(),
-            nn.Linear(config.projector_hidden, config.projector_dim),
-        )
+        # the release's weights come without a projector: then there is none, rather than a random one
+        self.projector = nn.Identity()
+        if config.projector_dim:
+            self.projector = nn.Sequential(
+                nn.Linear(config.dim, config.projector_hidden),
+                nn.GELU(),
+                nn.Linear(config.projector_hidden, config.projector_dim),
+            )
 
     def embed(
         self,

@@ -5,6 +5,8 @@ rows, sees everybody's projections in the loss, and ends a step with the gradien
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,7 +115,8 @@ def join(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     patience = timedelta(seconds=float(os.environ.get("MYNA_PATIENCE_S", PATIENCE_S)))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    with _mortal():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
@@ -125,6 +128,23 @@ def join(device: torch.device) -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _mortal() -> Iterator[None]:
+    """Let SIGTERM end the process at once.
+
+    A handler of Python's cannot run while the ranks are being connected, and when one fails to connect, torchrun would
+    wait 30 s for the others to end before it kills them and starts all of them again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

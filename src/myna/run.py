@@ -95,7 +95,7 @@ def _tensorboard(run: Path, step: int) -> Any:
     return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
 
-def learned(row: dict[str, float]) -> str:
+def in_words(row: dict[str, float]) -> str:
     """Say in words what a row of metrics tells of the learning."""
     measures = {"top1": "top-1 retrieval", "explained": "explained variance"}
     found = [f"{what} {row[name]:.1%}" for name, what in measures.items() if name in row]

@@ -18,9 +18,18 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from myna.checkpoint import LEFTOVER, checkpoints, model_hash, open_checkpoint, save_model, write_text
+from myna.checkpoint import (
+    LEFTOVER,
+    checkpoints,
+    load_weights,
+    model_hash,
+    open_checkpoint,
+    save_model,
+    write_text,
+)
 from myna.device import cores, peak_flops, pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
+from myna.hub import open_model
 from myna.mae import build_model
 from myna.mask import visible_count
 from myna.model import MynaModel
@@ -150,6 +159,7 @@ class Trainer:
         )
         self.steps = total_steps(config, self.loader.steps_per_epoch)
         self.step = 0
+        self.new_projector = False  # whether the initial weights had none
         self.model = self._initial_model(init_from).to(self.device)
         self.model.encoder.attend_by(config.attention)
         self.optimizer = torch.optim.Adam(
@@ -208,15 +218,20 @@ class Trainer:
     def _initial_model(self, init_from: str | Path | None) -> MynaModel:
         if init_from is None:
             return build_model(self.settings.model, seed=self.settings.train.seed)
-        found = open_checkpoint(init_from)
-        if found.config != self.settings.model:
-            theirs, ours = found.config.model_dump(), self.settings.model.model_dump()
-            differing = sorted(name for name in ours if ours[name] != theirs[name])
+        found = open_model(init_from)
+        theirs, ours = found.config.model_dump(), self.settings.model.model_dump()
+        self.new_projector = ours["projector_dim"] > 0 and theirs["projector_dim"] == 0
+        drawn = {"projector_hidden", "projector_dim"} if self.new_projector else set()
+        differing = sorted(name for name in ours.keys() - drawn if ours[name] != theirs[name])
+        if differing:
             raise ConfigError(
                 f"The model in {init_from} differs from this run's in {', '.join(differing)}: "
                 "give the settings that it was trained with."
             )
-        return found.model()
+        model = build_model(self.settings.model, seed=self.settings.train.seed)
+        projector = {name: value for name, value in model.state_dict().items() if name.startswith("projector.")}
+        load_weights(model, {**(projector if self.new_projector else {}), **found.weights()}, found.path)
+        return model
 
     def _load_newest(self) -> None:
         found = checkpoints(self.run)
