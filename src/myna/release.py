@@ -19,7 +19,7 @@ from torch import Tensor
 from myna.checkpoint import Checkpoint, read_tensors, weights_hash
 from myna.errors import CheckpointError
 from myna.model import ModelConfig, MynaModel
-from myna.patch import Kind
+from myna.patch import PATCHES, Kind
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 HEAD_DIM = 64  # of every released size; the tensors tell only heads x head_dim
@@ -209,4 +209,10 @@ def _converted(
             faults.append(f"{prefix}{key} is {found.dtype} where floats belong")
     if faults:
         raise CheckpointError(f"{path} is no whole model of the release: {_some(sorted(faults))}.")
-    return {pairs[key]: value.detach().float() for key, value in weights.items()}
+    tensors = {pairs[key]: value.detach().float() for key, value in weights.items()}
+    for kind in config.patches:  # the release's values of a patch run band by band, ours frame by frame
+        patch = PATCHES[kind]
+        for what in ("norm_in.weight", "norm_in.bias", "linear.weight"):
+            value = tensors[f"tokenizers.{kind}.{what}"].unflatten(-1, (patch.bands, patch.frames))
+            tensors[f"tokenizers.{kind}.{what}"] = value.transpose(-1, -2).flatten(-2)
+    return tensors
