@@ -258,6 +258,6 @@ def _training(about: Mapping[str, Any], metrics: Mapping[str, float] | None, dat
         wanted = ("batch", "learning_rate", "weight_decay", "seed", "precision", "loss", "temperature", "mask_ratio")
         rows |= {name.replace("_", " "): str(value) for name, value in settings.get(part, {}).items() if name in wanted}
     for metric, value in (metrics or {}).items():
-        if metric.startswith(("loss", "top1")):
+        if metric.startswith(("loss", "top1", "explained")):
             rows[f"last {metric.replace('_', ' ').replace('top1', 'top-1 retrieval')}"] = f"{value:.4g}"
     return _table(rows) if rows else "What it was trained on was not stated."
