@@ -85,14 +85,14 @@ def main(steps: int, seeds: int) -> dict[str, dict[str, np.ndarray]]:
         told = [f"{c} {mean_and_interval(values)}" for c, values in by_classifier.items()]
         print(f"{name:<10} {',  '.join(told)}")
     gain = scores["trained"]["linear"] - scores["untrained"]["linear"]
-    print(f"training adds {mean_and_interval(gain)} points to the linear classifier ({seeds} seeds)")
+    print(f"training adds {mean_and_interval(gain)} points to the linear classifier ({seeds} seeds, 95 % intervals)")
     return scores
 
 
 def mean_and_interval(values: np.ndarray) -> str:
     """Write a mean with its 95 % interval over seeds, in percent."""
-    error = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{100 * values.mean():5.1f} ± {100 * error:.1f}"
+    mean = f"{100 * values.mean():5.1f}"
+    return f"{mean} ± {196 * values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
