@@ -12,7 +12,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
     errors progress device audio track mel store prepare patch noise mask view relative vit model mae rank loss
     checkpoint release hub step reconstruction run plan train arrays recipe
-    embedder task.base task library about doctor plot score timbre songs report question demo export cli __main__
+    key embedder task.base task.files task.archive task.download
+    task.magnatagatune task.gtzan task.giantsteps task.emomusic task.custom task
+    library about doctor plot score timbre songs report question demo export cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked
 LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
