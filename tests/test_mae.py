@@ -150,6 +150,15 @@ def test_micro_batches_have_the_undivided_batchs_gradient(store, patches, positi
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
+def test_both_kinds_at_once_have_the_gradient_of_one_after_the_other(store):
+    shape, found = config("square", "vertical"), []
+    for together in (False, True):
+        model = build_model(shape)
+        Reconstruction(model, LossConfig(), together=together)(crops_of(store, shape))
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
 def test_a_tiny_run_finds_more_than_the_mean_patch(store, tmp_path):
     trainer = Trainer(store, tmp_path / "run", settings(steps=250, decoder_dim=64, log_every=10))
     rows = []
@@ -242,7 +251,7 @@ def test_two_ranks_train_as_one(store, tmp_path):
     assert open_checkpoint(tmp_path / "two").step == 4
 
 
-def test_reconstructions_keep_what_was_seen(store):
+def test_reconstructions_keep_what_was_seen(store, tmp_path):
     model = build_model(config("square", "vertical"))
     found = reconstruct(model, store, view=ViewConfig(mask_ratio=0.75), count=3, seed=2)
     assert [example.kind for example in found] == ["square"] * 3 + ["vertical"] * 3
@@ -255,6 +264,8 @@ def test_reconstructions_keep_what_was_seen(store):
         assert np.abs(example.reconstruction - example.original)[~seen].min() > 0
     for one, other in zip(found[:3], found[3:], strict=True):
         np.testing.assert_array_equal(one.original, other.original)  # both kinds fill in the same crop
+    with pytest.raises(ConfigError, match="the model hears"):
+        reconstruct(model, make_store(tmp_path / "other", [np.ones((130, 64))]), view=ViewConfig())
     with pytest.raises(ConfigError, match="no decoder"):
         reconstruct(MynaModel(ModelConfig(**SMALL)), store, view=ViewConfig())
 

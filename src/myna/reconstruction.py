@@ -62,7 +62,8 @@ class Reconstruction(Objective):
         errors = {kind: view.patches.new_zeros(()) for kind, view in views.items()}
         for number, part in enumerate(parts, start=1):
             with self._alone() if number < len(parts) else nullcontext():
-                self._add_gradient(part, clips, errors)
+                for group in [tuple(part)] if self.together else [(kind,) for kind in part]:
+                    self._add_gradient({kind: part[kind] for kind in group}, errors, clips=clips)
         numbers: dict[str, Tensor] = {}
         for kind, view in views.items():
             numbers[f"loss_{kind}"] = self.world.sum(errors[kind]) / self.world.size
@@ -71,14 +72,14 @@ class Reconstruction(Objective):
             numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
         return numbers
 
-    def _add_gradient(self, part: dict[Kind, Views], clips: int, errors: dict[Kind, Tensor]) -> None:
+    def _add_gradient(self, part: dict[Kind, Views], errors: dict[Kind, Tensor], *, clips: int) -> None:
         total = torch.zeros((), device=next(iter(part.values())).patches.device)
         for kind, found in self._pass(part).items():
             with record_function("loss"):
                 error = masked_error(found, *self._target(part[kind])) * (part[kind].patches.shape[1] / clips)
             errors[kind] += error.detach()
             total = total + error
-        (total / len(part)).backward()
+        (total / len(errors)).backward()
 
     def _target(self, view: Views) -> tuple[Tensor, Tensor]:
         """Return what is to be found, and which of it was masked: (view x batch, token, value) and (.., token)."""
@@ -108,9 +109,13 @@ def reconstruct(model: MynaModel, store: Store, *, view: ViewConfig, count: int 
     """Let a masked auto-encoder fill in a crop of `count` clips of a store, for each of its patch kinds."""
     if not isinstance(model, MaskedAutoEncoder):
         raise ConfigError("The model has no decoder to reconstruct with: train one with --recipe mae.")
+    if store.front_end != model.config.front_end:
+        raise ConfigError(
+            f"The store {store.path} was prepared with {store.front_end}, the model hears {model.config.front_end}."
+        )
     examples = []
-    for kind, view_ in CropLoader(store, view, model.grids, batch=count, seed=seed)(0).items():
-        grid, (patches, tokens) = model.grids[kind], (view_.patches[0], view_.tokens[0])
+    for kind, crops in CropLoader(store, view, model.grids, batch=count, seed=seed)(0).items():
+        grid, patches, tokens = model.grids[kind], crops.patches[0], crops.tokens[0]
         original = scale(patches, model.config.amplitude)
         visible = original.masked_fill(masked(tokens, grid.tokens)[..., None], torch.nan)
         found = (unpatchify(x, grid).numpy() for x in (original, visible, model.reconstruct(kind, patches, tokens)))
