@@ -277,10 +277,11 @@ import resource, sys
 from pathlib import Path
 from myna.mel import FrontEnd, MelSpectrogram
 from myna.prepare import _ingested, _job
+from myna.track import Track
 from myna.store import Part, Writer
 part = Part(Path(sys.argv[2]), FrontEnd())
 part.begin([])
-row = _ingested(_job(Path(sys.argv[1])), Writer(part, 0), MelSpectrogram(), 50_000)
+row = _ingested(_job(Track(Path(sys.argv[1]))), Writer(part, 0), MelSpectrogram(), 50_000)
 print(row["decoded_s"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

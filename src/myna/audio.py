@@ -4,6 +4,7 @@ Mono is the mean of the channels. FFmpeg's own down-mix is never used: it weighs
 and makes stereo 3 dB louder.
 """
 
+import math
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ import xxhash
 from av.container import InputContainer
 from jaxtyping import Float32
 
-from myna.errors import AudioError
+from myna.errors import AudioError, ConfigError
 
 RATE_HZ = 16_000
 BLOCK_S = 16  # of source audio: long enough that the cost of a call does not count, short enough for the cache
 LOUDEST = 1e6  # a sample beyond this, 120 dB over full scale, is no sound but garbage read as floating point
+SLACK_S = 1.0  # by which a file that was cut to a stretch may be longer than it
 DEMUX_ATTEMPTS = 100  # how often in a row a container may fail to give a packet before we take it for its end
 # FFmpeg's sample formats, without the p of planar ones: type, full scale, and the value that means silence
 SAMPLE_FORMATS = {
@@ -32,6 +34,31 @@ SAMPLE_FORMATS = {
     "flt": (np.float32, 1.0, 0.0),
     "dbl": (np.float64, 1.0, 0.0),
 }
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a file that is meant, in seconds from the file's beginning. Raises ConfigError if it is empty."""
+
+    start_s: float
+    end_s: float
+
+    def __post_init__(self):
+        if not 0 <= self.start_s < self.end_s < math.inf:
+            raise ConfigError(
+                f"A stretch from {self.start_s} to {self.end_s} s was given: it must end after it begins."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.start_s:.3f},{self.end_s:.3f}"
+
+    def within(self, duration_s: float | None) -> "Stretch | None":
+        """Return what to cut out of a file of this length: nothing, if the file is the stretch, cut before.
+
+        A file that does not say how long it is counts as whole.
+        """
+        cut_before = duration_s is not None and duration_s <= self.end_s - self.start_s + SLACK_S
+        return None if cut_before else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +132,10 @@ def _check_file(path: Path) -> None:
         raise AudioError("the file is empty")
 
 
-def packet_hash(stream: av.AudioStream) -> xxhash.xxh3_128:
-    """Begin the hash of what is encoded: codec, rate and channels here, then each packet's bytes."""
-    return xxhash.xxh3_128(f"{_codec(stream)} {stream.rate} {stream.channels} ".encode())
+def packet_hash(stream: av.AudioStream, stretch: Stretch | None = None) -> xxhash.xxh3_128:
+    """Begin the hash of what is encoded: codec, rate, channels and stretch here, then each packet's bytes."""
+    cut = f"{stretch} " if stretch else ""
+    return xxhash.xxh3_128(f"{_codec(stream)} {stream.rate} {stream.channels} {cut}".encode())
 
 
 def _codec(stream: av.AudioStream) -> str:
@@ -120,10 +148,12 @@ class AudioStream:
     Damaged packets are left out and counted in `damaged`, as are blocks with NaN, infinite or absurd samples,
     which become zeros. Entering raises AudioError if the file is no audio; iterating, if nothing could be decoded.
     `decoded_s` and `content_hash` (as `track.content_hash`) are whole when the iteration is.
+    Of a file that is longer than the wanted `stretch`, only the stretch is given. It is counted in decoded samples,
+    which is exact in every format; what comes after it is read, for the hash, but not decoded.
     """
 
-    def __init__(self, path: str | Path, rate_hz: int = RATE_HZ):
-        self.path, self.rate_hz = Path(path), rate_hz
+    def __init__(self, path: str | Path, rate_hz: int = RATE_HZ, *, stretch: Stretch | None = None):
+        self.path, self.rate_hz, self.wanted = Path(path), rate_hz, stretch
         self.samples = self.damaged = 0
 
     def __enter__(self) -> "AudioStream":
@@ -131,8 +161,10 @@ class AudioStream:
         self.container, self.stream = self._opened.__enter__()
         self.codec, self.source_rate_hz = _codec(self.stream), self.stream.rate
         self.channels = self.stream.channels
-        self.duration_s = _duration_s(self.container, self.stream)
-        self._hash, self._hashing = packet_hash(self.stream), True
+        self.duration_s = duration_s(self.container, self.stream)
+        self.stretch = self.wanted.within(self.duration_s) if self.wanted else None
+        self._past = False  # the stretch has been decoded
+        self._hash, self._hashing = packet_hash(self.stream, self.stretch), True
         # files are decoded side by side; threads inside each would only wait
         self.stream.codec_context.thread_count = 1
         return self
@@ -149,13 +181,16 @@ class AudioStream:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[Float32[np.ndarray, " samples"]]:
-        for block in self._blocks():
+        for block in self._blocks() if self.stretch is None else self._cut():
             if len(block):
                 self.samples += len(block)
                 yield block
+        if not self.samples and self.stretch is not None and self.stretch.start_s >= (self.duration_s or math.inf):
+            raise AudioError(f"it lasts {self.duration_s:.2f} s, but {self.stretch.start_s:.2f} s on was wanted")
         if not self.samples:
             raise AudioError("nothing in the file could be decoded")
-        if self.codec == "flac" and not self.damaged and self.decoded_s < (self.duration_s or 0) - 0.01:
+        whole = self.stretch is None
+        if whole and self.codec == "flac" and not self.damaged and self.decoded_s < (self.duration_s or 0) - 0.01:
             self.damaged += 1  # FFmpeg's parser drops bad frames without a word; the header knows the true length
 
     def _blocks(self) -> Iterator[Float32[np.ndarray, " samples"]]:
@@ -173,8 +208,19 @@ class AudioStream:
             yield run.read(last=True)
             self.damaged += run.damaged
 
+    def _cut(self) -> Iterator[Float32[np.ndarray, " samples"]]:
+        """Give what lies within the stretch."""
+        start, end = (round(seconds * self.rate_hz) for seconds in (self.stretch.start_s, self.stretch.end_s))
+        at = 0
+        for block in self._blocks():
+            yield block[max(start - at, 0) : max(end - at, 0)]
+            at += len(block)
+            self._past = at >= end
+
     def _frames(self) -> Iterator[av.AudioFrame]:
         for packet in self._packets():
+            if self._past:
+                continue
             try:
                 yield from (frame for frame in self.stream.codec_context.decode(packet) if frame.samples)
             except av.FFmpegError:
@@ -199,7 +245,8 @@ class AudioStream:
         yield None
 
 
-def _duration_s(container: InputContainer, stream: av.AudioStream) -> float | None:
+def duration_s(container: InputContainer, stream: av.AudioStream) -> float | None:
+    """Return how long an open file says it is, or None if it does not say."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None

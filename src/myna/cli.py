@@ -19,6 +19,7 @@ from rich.table import Table
 from myna import __version__, doctor
 from myna import recipe as recipes
 from myna.about import as_json, describe, failures, learned
+from myna.audioset import find_segments
 from myna.checkpoint import export_model, write_bytes
 from myna.device import Precision, pick_device
 from myna.embedder import Myna
@@ -37,7 +38,7 @@ from myna.run import Settings, in_words, length_of, read_run
 from myna.store import Store
 from myna.task import BENCHMARKS, Own, Report, check, unpack
 from myna.task.base import Answer
-from myna.track import find_tracks
+from myna.track import Track, find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Trainer
 
 EXIT_USER, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 3, 130
@@ -63,6 +64,8 @@ def prepare(
     shard: str = "0/1",
     workers: int | None = None,
     dtype: Literal["float16", "uint8"] = "float16",
+    audioset_csv: list[Path] | None = None,
+    ontology: Path | None = None,
 ) -> int:
     """Turn music into a mel store: every spectrogram computed once.
 
@@ -80,10 +83,15 @@ def prepare(
         Processes; all cores by default.
     dtype
         float16 keeps power within 0.2 %; uint8 takes half of the space and keeps it within 0.28 dB (6.6 %).
+    audioset_csv
+        A list of AudioSet's segments: of the files, only its music, found by the video's id, is cut out and prepared.
+    ontology
+        AudioSet's ontology.json: what is labelled with a class below music is music, too.
     """
+    tracks = _music_of_audioset(audioset_csv, paths, ontology) if audioset_csv or ontology else find_tracks(paths)
     with Bar("prepare", "files") as bar:
         summary = prepare_store(
-            find_tracks(paths),
+            tracks,
             out,
             shard=_shard(shard),
             workers=workers,
@@ -476,6 +484,38 @@ def unpack_task(name: str, /, *, data: Path) -> int:
     """
     for folder, files in unpack(name, data).items():
         err.print(f"{folder}: {files} files")
+
+
+@app.command
+def reproduce(
+    item: str,
+    /,
+    *,
+    out: Out,
+    size: Literal["full", "small", "smoke"] = "full",
+    small: bool = False,
+    store: Path | None = None,
+) -> int:
+    """Repeat a table or figure of the paper, or a part of the study of key. What is done already is not done again.
+
+    Parameters
+    ----------
+    item
+        table1, table2, figure4, figure5, appendix-b, or key-examples, key-songs, key-batch, key-mask, key-amplitude,
+        key-distance.
+    out
+        The folder for its runs, table and figure; items in one folder share runs.
+    size
+        full trains as the paper does; small takes composed songs and half an hour; smoke only shows that it runs.
+    small
+        The same as --size small.
+    store
+        The store to train on, of AudioSet's music; needed at full size.
+    """
+    files = _extra("reproduce", "demo").reproduce(item, out, size="small" if small else size, store=store)
+    print(files[0].read_text(encoding="utf-8"))
+    for file in files:
+        err.print(f"{file}")
     return 0
 
 
@@ -541,6 +581,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _complain(message: str) -> None:
     err.print(f"myna: {message}")
+
+
+def _music_of_audioset(lists: list[Path] | None, folders: list[str], ontology: Path | None) -> list[Track]:
+    if not lists:
+        raise ConfigError("An ontology was given without a list of segments: name one with --audioset-csv.")
+    found = find_segments(lists, folders, ontology=ontology)
+    err.print(f"AudioSet: {len(found.tracks)} segments of music have a file, {found.missing} have none")
+    return found.tracks
 
 
 def _some_failed(count: int, out: Path) -> int:

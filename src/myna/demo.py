@@ -20,6 +20,7 @@ from myna import recipe
 from myna.audio import load
 from myna.embedder import Myna
 from myna.errors import ConfigError
+from myna.exam import EXAM_SEED_OFFSET
 from myna.library import embed_library, embeddings_of, nearest, read_library
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
@@ -44,8 +45,6 @@ from myna.store import Store
 from myna.track import Track, find_tracks, track_name
 from myna.train import Trainer
 from myna.vit import parameter_count
-
-EXAM_SEED_OFFSET = 1_000_000  # so that no song of the exam is one of the training songs
 
 
 @dataclass(frozen=True)

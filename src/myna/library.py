@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
 from myna.embedder import Embedding, Myna
-from myna.errors import AudioError, StoreError
+from myna.errors import AudioError, ConfigError, StoreError
 from myna.track import Track, content_hash, read_tags, track_name
 
 FORMAT, VERSION = "myna-library", 1
@@ -91,9 +91,11 @@ def embed_library(
 
     A file that is unchanged, moved or retagged is not embedded again. Rows of files that are not among `tracks` stay as
     long as the file is there. Raises StoreError if `out` was made with another
-    model or other settings.
+    model or other settings, and ConfigError for a track that is a stretch of its file.
     """
     path = Path(out)
+    if any(track.stretch for track in tracks):
+        raise ConfigError("A library holds whole files: cut the stretches out of their files first.")
     parts = path.with_name(path.name + ".parts")
     described = schema(model.dim, about(model, windows=windows, hop_s=hop_s))
     known = _known(path, parts, described)

@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 
-from myna.audio import AudioStream
+from myna.audio import AudioStream, Stretch
 from myna.device import cores
 from myna.errors import AudioError, ConfigError, StoreError
 from myna.mel import FrontEnd, MelSpectrogram, MelStream
 from myna.store import SCHEMA, SUFFIX, Part, Row, Writer, manifest_table
-from myna.track import Track, content_hash, read_tags, tags_of, track_name
+from myna.track import Track, content_hash, named, read_tags, tags_of
 
 try:
     import fcntl
@@ -71,6 +71,7 @@ class _Job:
     name: str
     size_bytes: int
     mtime_ns: int
+    stretch: Stretch | None = None
     attempts: int = 0
 
     @property
@@ -80,8 +81,8 @@ class _Job:
     def row(self, **facts) -> Row:
         nothing = dict.fromkeys(("damaged", "frames", "row", "source_rate_hz", "channels"), 0)
         nothing |= dict.fromkeys(("content_hash", "reason", "codec", "file"), "")
-        named = {"path": self.name, "size_bytes": self.size_bytes, "mtime_ns": self.mtime_ns}
-        return nothing | named | {"duration_s": None, "decoded_s": 0.0, "tags": {}, "status": "failed"} | facts
+        name = {"path": self.name, "size_bytes": self.size_bytes, "mtime_ns": self.mtime_ns}
+        return nothing | name | {"duration_s": None, "decoded_s": 0.0, "tags": {}, "status": "failed"} | facts
 
 
 def prepare(
@@ -99,7 +100,7 @@ def prepare(
 
     A file of known size and time is not opened; one of known content is not decoded. Files of the store that
     are not among the tracks stay in it as long as they are there, unchanged. A file with fewer than `min_samples`
-    decodable samples is listed as failed.
+    decodable samples is listed as failed. A track with a stretch is a row of its own, named `Track.name`.
     `dtype` "uint8" takes half the space of "float16", within 6.6 % instead of 0.2 %: see `store.compress`.
     Raises ConfigError and StoreError; KeyboardInterrupt, on SIGTERM too, says how to go on.
     """
@@ -127,9 +128,9 @@ def prepare(
 
 
 def _table(tracks: Sequence[Track], rows: dict[str, Row], others: Sequence[Row]) -> pa.Table:
-    named = [rows[track_name(track.path)] | {"extra": track.extra} for track in tracks]
+    ours = [rows[track.name] | {"extra": track.extra} for track in tracks]
     kept = [row | {"extra": {name: row[name] for name in row.keys() - SCHEMA.keys() - {"extra"}}} for row in others]
-    return manifest_table([*named, *kept])
+    return manifest_table([*ours, *kept])
 
 
 def _summary(table: pa.Table, new: int, decoded_s: float, wall_s: float) -> Summary:
@@ -161,13 +162,14 @@ def _share(tracks: Sequence[Track], shard: tuple[int, int]) -> list[Track]:
     return [track for track, key in zip(tracks, keys, strict=True) if xxhash.xxh3_64_intdigest(key) % parts == part]
 
 
-def _job(path: Path) -> _Job:
+def _job(track: Track) -> _Job:
     try:
-        status = path.stat()
+        status = track.path.stat()
+        readable = os.access(track.path, os.R_OK)
+        size_bytes, mtime_ns = status.st_size * readable, status.st_mtime_ns * readable
     except OSError:
-        return _Job(path, track_name(path), 0, 0)
-    readable = os.access(path, os.R_OK)
-    return _Job(path, track_name(path), status.st_size * readable, status.st_mtime_ns * readable)
+        size_bytes = mtime_ns = 0
+    return _Job(track.path, track.name, size_bytes, mtime_ns, track.stretch)
 
 
 def _plan(
@@ -182,11 +184,11 @@ def _plan(
         for row in known
         if (row["status"] == "ok") == (round(row["decoded_s"] * rate_hz) >= min_samples)
     }
-    jobs = [_job(track.path) for track in tracks]
+    jobs = [_job(track) for track in tracks]
     rows = {job.name: settled.pop(job.key) for job in jobs if job.key in settled}
     jobs = [job for job in jobs if job.name not in rows]
-    named = {job.name for job in jobs}
-    others = [row for key, row in settled.items() if key[0] not in named and _job(Path(key[0])).key == key]
+    asked = {job.name for job in jobs}
+    others = [row for key, row in settled.items() if key[0] not in asked and _job(named(key[0])).key == key]
     there = {row["path"] for row in others}
     gone = {
         row["content_hash"]: {name: row[name] for name in SCHEMA}
@@ -351,11 +353,11 @@ def _end_with_parent() -> None:
 def _reused(job: _Job, gone: dict[str, Row]) -> Row | None:
     """Return the row of known content under a new name or with new tags, or None."""
     try:
-        known = gone.get(content_hash(job.path)) if gone else None
+        known = gone.get(content_hash(job.path, job.stretch)) if gone else None
         if known is None:
             return None
-        named = {"path": job.name, "size_bytes": job.size_bytes, "mtime_ns": job.mtime_ns}
-        return known | named | {"tags": read_tags(job.path)}
+        name = {"path": job.name, "size_bytes": job.size_bytes, "mtime_ns": job.mtime_ns}
+        return known | name | {"tags": read_tags(job.path)}
     except AudioError:
         return None  # decoding says why
 
@@ -363,7 +365,7 @@ def _reused(job: _Job, gone: dict[str, Row]) -> Row | None:
 def _ingested(job: _Job, writer: Writer, transform: MelSpectrogram, min_samples: int) -> Row:
     """Decode a file into the store block by block; return its row, with a reason if it cannot be used."""
     row, mel = job.row(), MelStream(transform=transform)
-    stream = AudioStream(job.path, transform.front_end.rate_hz)
+    stream = AudioStream(job.path, transform.front_end.rate_hz, stretch=job.stretch)
     try:
         with stream:
             row |= {name: getattr(stream, name) for name in ("codec", "source_rate_hz", "channels", "duration_s")}

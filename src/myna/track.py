@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from myna.audio import open_audio, packet_hash
+from myna.audio import Stretch, duration_s, open_audio, packet_hash
 from myna.errors import AudioError, ConfigError
 
 # fmt: off
@@ -26,6 +27,7 @@ MANIFESTS = frozenset([".csv", ".parquet"])
 # what containers say about themselves rather than about the music
 TECHNICAL = frozenset(["compatible_brands", "creation_time", "encoder", "encoding", "handler_name", "language"])
 TECHNICAL |= {"major_brand", "minor_version", "vendor_id"}
+FRAGMENT = re.compile(r"(?P<path>.+)#t=(?P<start>\d+\.\d{3}),(?P<end>\d+\.\d{3})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,27 @@ class Track:
     """A file to be used: where it is, and what the user's manifest says of it.
 
     `key` is its path below the folder or manifest that named it: the same on every machine that sees the folder.
+    `stretch`, if there is one, is the part of the file that is meant; the whole file is, if it was cut to it before.
     """
 
     path: Path
     extra: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+    stretch: Stretch | None = None
+
+    @property
+    def name(self) -> str:
+        """The path as a table holds it, with a stretch as a media fragment: `a.mp3#t=30.000,40.000`."""
+        name = track_name(self.path)
+        return name if self.stretch is None else f"{name}#t={self.stretch}"
+
+
+def named(name: str) -> Track:
+    """Return the track of a `Track.name`. A file that is really called so comes before a stretch of another."""
+    match = FRAGMENT.fullmatch(name)
+    if match is None or os.path.lexists(name):
+        return Track(Path(name))
+    return Track(Path(match["path"]), stretch=Stretch(float(match["start"]), float(match["end"])))
 
 
 def track_name(path: Path) -> str:
@@ -137,13 +155,14 @@ def _check_columns(manifest: Path, names: Sequence[str]) -> None:
         )
 
 
-def content_hash(path: str | Path) -> str:
+def content_hash(path: str | Path, stretch: Stretch | None = None) -> str:
     """Hash a file's encoded audio, without decoding it: moving or retagging the file changes nothing.
 
-    Where the container is damaged the hash ends. Raises AudioError if the file is no audio.
+    Each stretch that is cut out of a file has a hash of its own. Where the container is damaged the hash ends. Raises
+    AudioError if the file is no audio.
     """
     with open_audio(path) as (container, stream):
-        digest = packet_hash(stream)
+        digest = packet_hash(stream, stretch.within(duration_s(container, stream)) if stretch else None)
         try:
             for packet in container.demux(stream):
                 digest.update(packet)
