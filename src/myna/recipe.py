@@ -62,6 +62,8 @@ def tiny() -> Settings:
             heads=2,
             mlp_dim=512,
             projector_hidden=256,
+            decoder_dim=128,
+            decoder_heads=2,
             amplitude="log1p",
         ),
         view=ViewConfig(clip_seconds=0.0),
