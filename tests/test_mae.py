@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from myna import Myna, recipe
+from myna.about import describe
 from myna.checkpoint import checkpoints, open_checkpoint
 from myna.cli import main
 from myna.errors import ConfigError
@@ -268,6 +269,14 @@ def test_reconstructions_keep_what_was_seen(store, tmp_path):
         reconstruct(model, make_store(tmp_path / "other", [np.ones((130, 64))]), view=ViewConfig())
     with pytest.raises(ConfigError, match="no decoder"):
         reconstruct(MynaModel(ModelConfig(**SMALL)), store, view=ViewConfig())
+
+
+def test_a_run_is_told_in_its_own_words(store, tmp_path):
+    Trainer(store, tmp_path / "run", settings(steps=2)).train()
+    kind, facts = describe(tmp_path / "run")
+    assert (kind, facts["recipe"]) == ("run", "mae")
+    assert "explained variance" in facts["learned"]
+    assert "top-1" not in facts["learned"]
 
 
 def test_the_command_draws_a_picture(store, tmp_path, capsys):
