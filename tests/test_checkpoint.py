@@ -75,6 +75,28 @@ def test_damage_is_said_plainly(model, tmp_path):
             open_checkpoint(tmp_path / "m")
 
 
+@pytest.mark.parametrize("amplitude", ["power", "log1p", "decibel"])
+def test_the_amplitude_is_kept_with_the_weights(amplitude, tmp_path):
+    one = MynaModel(ModelConfig(patches=("square",), amplitude=amplitude, **SMALL), seed=3)
+    save_model(one, tmp_path / "m")
+    again = open_checkpoint(tmp_path / "m").model()
+    assert again.config.amplitude == amplitude
+    mel = torch.rand(2, 96, 128) * 50
+    scaled = {"power": mel, "log1p": (mel + 1).log(), "decibel": 10 * mel.log10()}
+    plain = MynaModel(ModelConfig(patches=("square",), amplitude="power", **SMALL), seed=3)
+    assert torch.equal(again.encode(mel), one.encode(mel))
+    torch.testing.assert_close(again.encode(mel), plain.encode(scaled[amplitude]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_losss_state_stands_beside_the_model(model, tmp_path):
+    state = {"averages.square.log_u": torch.tensor([1.5, -torch.inf])}
+    save_model(model, tmp_path / "m", optimizer={"step.x": torch.ones(1)}, loss=state)
+    assert torch.equal(open_checkpoint(tmp_path / "m").loss()["averages.square.log_u"], *state.values())
+    save_model(model, tmp_path / "n", optimizer={"step.x": torch.ones(1)}, loss={})
+    assert not (tmp_path / "n" / checkpoint.LOSS_FILE).exists()
+    assert open_checkpoint(tmp_path / "n").loss() == {}
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     write_folder(tmp_path / "f", lambda folder: (folder / "a").write_text("old") and None)
 

@@ -10,10 +10,11 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
-    errors progress device audio track audioset mel store prepare patch noise mask view relative vit model mae rank loss
-    checkpoint release hub step reconstruction run plan train arrays recipe
+    errors progress device audio track audioset mel store prepare patch noise pair mask view relative vit model mae rank
+    loss checkpoint release hub step reconstruction run plan train arrays recipe
     key embedder task.base task.files task.archive task.download
     task.magnatagatune task.gtzan task.giantsteps task.emomusic task.custom task
+    metric bootstrap problem grid cohort schedule probe
     library about doctor plot score timbre songs report question exam demo
     quoted figure sweep reproduce export cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)

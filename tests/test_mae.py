@@ -84,7 +84,7 @@ def test_decoder_equals_a_formula_in_float64(kind):
 def test_the_loss_is_the_error_in_log1p_of_masked_patches_alone(store):
     model = build_model(config()).double()
     crops = crops_of(store, model.config)["square"]
-    views = {"square": type(crops)(crops.patches.double(), crops.tokens)}
+    views = {"square": type(crops)(crops.patches.double(), crops.tokens, crops.clips)}
     numbers = Reconstruction(model, LossConfig())(views)
     power, tokens = views["square"].patches.flatten(0, 1), crops.tokens.flatten(0, 1)
     found = model({"square": power}, {"square": tokens})["square"].float().double().detach().numpy()

@@ -52,6 +52,14 @@ def test_below_is_uniform_and_within_bounds(bound):
     assert chi_square <= (bound - 1) + 5 * np.sqrt(2 * (bound - 1))
 
 
+def test_unit_lies_evenly_between_0_and_1():
+    drawn = noise.unit(3, torch.arange(100_000))
+    assert drawn.dtype == torch.float64
+    assert 0 < drawn.min() < drawn.max() < 1
+    counts = np.histogram(drawn, bins=50, range=(0, 1))[0]
+    assert ((counts - 2000) ** 2 / 2000).sum() < 49 + 5 * np.sqrt(2 * 49)
+
+
 def test_permutation_holds_every_number_once():
     found = noise.permutation(5, 1000)
     assert sorted(found.tolist()) == list(range(1000))

@@ -24,25 +24,34 @@ TINY |= {"precision": "fp32", "micro_batch": "off", "learning_rate": 1e-3}
 GRADIENTS = """
 import itertools, sys, torch
 from myna import recipe
-from myna.loss import LossConfig
 from myna.model import MynaModel
 from myna.rank import join
 from myna.step import Step
 from myna.store import Store
 from myna.view import Loader
 torch.set_num_threads(1)
+LOSSES = {
+    "shared": {"loss": "sogclr", "sogclr_shared": True},
+    "individual": {"loss": "sogclr", "sogclr_individual": True},
+    "learned": {"learn_temperature": True},
+}
 store, out, base = Store.open(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
 found = {}
 with join(torch.device("cpu")) as world:
-    for patches, form, micro in itertools.product(
-        ("square", "vertical", "square,vertical"), ("paper", "ntxent"), (None, 1)
-    ):
-        s = recipe.override(recipe.get("tiny"), {**base, "patches": patches})
+    cases = [*itertools.product(("square", "vertical", "square,vertical"), ("paper", "ntxent"), (None, 1))]
+    cases += itertools.product(("square,vertical",), ("sogclr", "shared", "individual", "learned"), (None, 1))
+    for patches, form, micro in cases:
+        s = recipe.override(recipe.get("tiny"), {**base, "patches": patches, **LOSSES.get(form, {"loss": form})})
         model = MynaModel(s.model)
-        views = Loader(store, s.view, s.model.grids(), batch=12, seed=0, slice_=world.share(12))(3)
-        numbers = Step(model, LossConfig(loss=form), micro_batch=micro, world=world)(views)
+        loader = Loader(store, s.view, s.model.grids(), batch=12, seed=0, slice_=world.share(12))
+        step = Step(model, s.loss, micro_batch=micro, world=world, clips=24)
+        steps = [3, 4, 5] if s.loss.loss == "sogclr" else [3]  # the last sees clips of the first
+        for number in steps:
+            numbers = step(loader(number))
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        found[patches, form, micro] = {**numbers, "gradient": gradient}
+        state = dict(step.loss.named_buffers())
+        state |= {name: value.grad for name, value in step.loss.named_parameters()}
+        found[patches, form, micro] = {**numbers, **state, "gradient": gradient}
     if world.is_main:
         torch.save({"|".join(map(str, k)): v for k, v in found.items()}, out)
 """
@@ -81,7 +90,7 @@ def test_loss_and_gradient_equal_one_ranks(store, tmp_path, ranks):
     command = [sys.executable, "-c", GRADIENTS, str(store.path), str(tmp_path / "one.pt"), repr(TINY)]
     subprocess.run(command, check=True, env=alone)
     one, many = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "many.pt"))
-    assert len(one) == len(many) == 12
+    assert len(one) == len(many) == 20
     for case, wanted in one.items():
         for name, value in wanted.items():
             scale = value.abs().max().item()

@@ -73,6 +73,10 @@ def test_an_unknown_setting_suggests_the_nearest(wrong, nearest):
         ("temperature", 0),
         ("loss", "triplet"),
         ("patches", "round"),
+        ("mask_policy", "stripes"),
+        ("mask_policy", "complement"),
+        ("pair", "song"),
+        ("sogclr_individual", True),
     ],
 )
 def test_an_impossible_value_says_what_was_wrong(name, value):

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from myna import plan, recipe
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
 from myna.device import pick_device, pick_precision
-from myna.errors import ConfigError, RunError
+from myna.errors import CheckpointError, ConfigError, RunError
 from myna.model import MynaModel
 from myna.run import read_metrics, read_run
 from myna.step import Step
@@ -47,18 +47,34 @@ def store(tmp_path_factory):
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    newest = checkpoints(run)[-1]
-    return {name: (newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+    return {path.name: path.read_bytes() for path in checkpoints(run)[-1].glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("patches", ["square", "vertical", "square,vertical"])
-def test_2_x_10_steps_equal_20_bit_for_bit(store, tmp_path, patches):
-    Trainer(store, tmp_path / "whole", settings(patches=patches, steps=20)).train()
-    Trainer(store, tmp_path / "parts", settings(patches=patches, steps=10)).train()
-    second = Trainer(store, tmp_path / "parts", settings(patches=patches, steps=20), resume=True)
+INDIVIDUAL = {"loss": "sogclr", "sogclr_individual": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patches": "square"},
+        {"patches": "vertical"},
+        {"patches": "square,vertical"},
+        {"loss": "sogclr"},
+        {"loss": "sogclr", "sogclr_shared": True},
+        INDIVIDUAL,
+        {"learn_temperature": True},
+        {"pair": "segment", "mask_policy": "complement"},
+    ],
+)
+def test_2_x_10_steps_equal_20_bit_for_bit(store, tmp_path, changes):
+    Trainer(store, tmp_path / "whole", settings(**changes, steps=20)).train()
+    Trainer(store, tmp_path / "parts", settings(**changes, steps=10)).train()
+    second = Trainer(store, tmp_path / "parts", settings(**changes, steps=20), resume=True)
     assert second.step == 10
     second.train()
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
+    keeps = changes.get("loss") == "sogclr" or "learn_temperature" in changes
+    assert ("loss.safetensors" in files_of(tmp_path / "parts")) == keeps
     ours, theirs = (
         [{k: v for k, v in row.items() if k not in SPEEDS} for row in read_metrics(tmp_path / name)]
         for name in ("whole", "parts")
@@ -67,13 +83,53 @@ def test_2_x_10_steps_equal_20_bit_for_bit(store, tmp_path, patches):
     assert [row["step"] for row in ours] == list(range(2, 21, 2))
 
 
-def test_training_learns_to_tell_tracks_apart(store, tmp_path):
-    trainer = Trainer(store, tmp_path / "run", settings(steps=60, learning_rate=3e-3))
+@pytest.mark.parametrize(
+    ("changes", "falls"),  # SogCLR's loss is in cosines of both directions: 2 tau, here 0.2, times as large
+    [({}, 1.0), ({"loss": "sogclr"}, 0.2), (INDIVIDUAL, 0.2), ({"loss": "ntxent", "learn_temperature": True}, 0.5)],
+)
+def test_training_learns_to_tell_tracks_apart(store, tmp_path, changes, falls):
+    trainer = Trainer(store, tmp_path / "run", settings(**changes, steps=60, learning_rate=3e-3))
     trainer.train()
     rows = read_metrics(tmp_path / "run")
-    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    assert rows[-1]["loss"] < rows[0]["loss"] - falls
     assert rows[-1]["top1"] > 0.5  # chance is 1 in 15
     assert all(math.isfinite(row["grad_norm"]) for row in rows)
+
+
+def test_a_learned_temperature_moves_without_weight_decay_and_is_logged(store, tmp_path):
+    trainer = Trainer(store, tmp_path / "run", settings(steps=4, learn_temperature=True, weight_decay=1e3))
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [1e3, 0.0]
+    trainer.train()
+    logged = [row["temperature"] for row in read_metrics(tmp_path / "run")]
+    assert logged[0] != logged[1]
+    assert open_checkpoint(tmp_path / "run").loss().keys() == {"log_temperature"}
+    assert "temperature" not in read_metrics(_trained(store, tmp_path / "other", steps=2))[0]
+
+
+@pytest.mark.parametrize("changes", [INDIVIDUAL, {"learn_temperature": True}])
+def test_a_checkpoint_without_the_losss_state_is_refused_by_name(store, tmp_path, changes):
+    run = _trained(store, tmp_path / "run", steps=2, **changes)
+    (checkpoints(run)[-1] / "loss.safetensors").unlink()
+    missing = "averages.square.log_u is missing" if changes is INDIVIDUAL else "log_temperature is missing"
+    with pytest.raises(CheckpointError, match=rf"loss\.safetensors do not fit.*{missing}"):
+        Trainer(store, run, settings(steps=4, **changes), resume=True)
+
+
+def test_a_new_run_from_old_weights_forgets_the_averages(store, tmp_path):
+    _trained(store, tmp_path / "run", steps=4, **INDIVIDUAL)
+    second = Trainer(store, tmp_path / "second", settings(**INDIVIDUAL), init_from=tmp_path / "run")
+    assert second.gradient.loss.averages["square"].log_u.isinf().all()
+
+
+def _trained(store, run: Path, **changes) -> Path:
+    Trainer(store, run, settings(**changes)).train()
+    return run
+
+
+def test_a_policy_that_does_not_fit_the_patches_is_said_before_the_run(store, tmp_path):
+    with pytest.raises(ConfigError, match="make one row only"):
+        Trainer(store, tmp_path / "run", settings(mask_policy="frequency"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_hybrid_gradient_is_the_mean_of_both_kinds(store):
@@ -216,11 +272,12 @@ def test_the_plan_counts_what_will_be_done(store, tmp_path):
     assert not (tmp_path / "run").exists()  # a plan writes nothing
 
 
-def test_planning_does_not_change_the_run(store, tmp_path):
-    planned = Trainer(store, tmp_path / "a", settings(steps=4))
+@pytest.mark.parametrize("changes", [{}, INDIVIDUAL, {"learn_temperature": True}])
+def test_planning_does_not_change_the_run(store, tmp_path, changes):
+    planned = Trainer(store, tmp_path / "a", settings(steps=4, **changes))
     planned.plan()
     planned.train()
-    Trainer(store, tmp_path / "b", settings(steps=4)).train()
+    Trainer(store, tmp_path / "b", settings(steps=4, **changes)).train()
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 

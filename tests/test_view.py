@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from myna.errors import StoreError
+from myna import mask, noise
+from myna.errors import ConfigError, StoreError
 from myna.patch import PATCHES, Grid, patchify
 from myna.store import Store
 from myna.view import Clips, DeviceRows, HostRows, Loader, ViewConfig, gather, grids_of
@@ -171,6 +173,62 @@ def test_the_two_views_of_a_clip_are_drawn_apart(store):
     assert not torch.equal(drawn[0].tokens["square"], drawn[0].tokens["vertical"])
 
 
+def test_both_views_of_one_segment_begin_at_one_frame(store):
+    loads = loader(store, clip_seconds=0, pair="segment")
+    rows = torch.stack([loads.draw(step).rows for step in range(20)])
+    assert torch.equal(rows[:, 0], rows[:, 1])
+    paper = torch.stack([loader(store, clip_seconds=0).draw(step).rows for step in range(20)])
+    assert torch.equal(rows[:, 0], paper[:, 0])  # the first view is the paper's
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 2.0])
+def test_near_segments_begin_within_so_many_seconds(store, seconds):
+    loads = loader(store, clip_seconds=0, pair="near", pair_seconds=seconds)
+    rows = torch.stack([loads.draw(step).rows for step in range(200)])
+    furthest = int((rows[:, 0] - rows[:, 1]).abs().max())
+    assert furthest == int(seconds * 16_000 / 512)
+
+
+def test_complement_shows_every_patch_of_one_segment_once(store):
+    """At one half, both views together are the whole crop."""
+    views = loader(store, pair="segment", mask_policy="complement", mask_ratio=0.5)(3)
+    for view in views.values():
+        tokens = torch.cat([*view.tokens], dim=1)
+        assert tokens.sort(dim=1).values.tolist() == [list(range(48))] * 4
+
+
+def test_complement_needs_one_segment(store):
+    with pytest.raises(ValidationError, match="take pair segment"):
+        ViewConfig(mask_policy="complement")
+    with pytest.raises(ConfigError, match=r"0\.5 or more"):
+        loader(store, pair="segment", mask_policy="complement", mask_ratio=0.4)
+
+
+@pytest.mark.parametrize("policy", ["time", "blocks", "gaussian", "complement"])
+def test_policies_reach_the_views_and_ranks_share_them(store, policy):
+    options = {"pair": "segment", "mask_policy": policy, "mask_ratio": 0.7}
+    whole = loader(store, **options)(2)
+    part = Loader(store, ViewConfig(**options), GRIDS, batch=4, seed=0, slice_=slice(1, 3))(2)
+    for kind, grid in GRIDS.items():
+        view = torch.arange(8).view(4, 2).T
+        key = noise.key(0, 2, 5 + list(GRIDS).index(kind))
+        wanted = mask.draw(policy, key, view, grid=grid, visible=15)
+        assert torch.equal(whole[kind].tokens, wanted)
+        assert torch.equal(part[kind].tokens, wanted[:, 1:3])
+
+
+def test_views_know_their_clips_and_can_be_cut(store):
+    loads = loader(store)
+    view = loads(2)["square"]
+    assert len(view) == 4
+    assert torch.equal(view.clips, loads.clip_numbers(2))
+    assert torch.equal(view[1:3].clips, view.clips[1:3])
+    assert torch.equal(view[1:3].patches, view.patches[:, 1:3])
+    assert torch.equal(view[1:3].tokens, view.tokens[:, 1:3])
+    part = Loader(store, ViewConfig(), GRIDS, batch=4, seed=0, slice_=slice(1, 3))(2)
+    assert torch.equal(part["vertical"].clips, view.clips[1:3])
+
+
 def test_mask_ratio_0_keeps_every_token(store):
     views = loader(store, mask_ratio=0.0)(0)
     assert views["square"].tokens.sort(dim=-1).values.unique(dim=1).shape == (2, 1, 48)
@@ -221,3 +279,18 @@ def test_companding_is_the_only_loss(tmp_path):
     powers = np.sort(patches.double().numpy(), axis=None)
     wanted = np.sort(np.concatenate([mel, mel * 1e-6] * 2).astype(np.float64), axis=None)
     np.testing.assert_allclose(powers, wanted, rtol=5e-3, atol=1e-16)
+
+
+def test_the_order_of_an_epoch_is_drawn_once_and_may_be_asked_for_ahead(store, monkeypatch):
+    plain, ahead = loader(store), loader(store)
+    wanted = [plain.clip_numbers(step).tolist() for step in range(4 * plain.steps_per_epoch)]
+    drawn, order = [], ahead.clips.order
+    monkeypatch.setattr(
+        ahead.clips, "order", lambda *, epoch, **more: drawn.append(epoch) or order(epoch=epoch, **more)
+    )
+    found = []
+    for epoch in range(4):
+        ahead.order(epoch + 1)
+        found += [ahead.clip_numbers(epoch * ahead.steps_per_epoch + i).tolist() for i in range(ahead.steps_per_epoch)]
+    assert found == wanted
+    assert drawn == [1, 0, 2, 3, 4]

@@ -1,7 +1,7 @@
 """Weights (safetensors) and config (JSON) in a folder: whole or not there at all.
 
 A model folder holds `model.safetensors` and `config.json`. A checkpoint of a run is the same folder with the
-optimiser's state beside it, so every checkpoint is a model that can be used.
+optimiser's state beside it, and the loss's if it has any, so every checkpoint is a model that can be used.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from myna.errors import CheckpointError
 from myna.mae import build_model
@@ -29,6 +29,7 @@ VERSION = 2  # 1 had the values of a patch band by band
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
+LOSS_FILE = "loss.safetensors"
 
 
 def model_hash(model: MynaModel) -> str:
@@ -90,6 +91,7 @@ def save_model(
     *,
     about: dict[str, Any] | None = None,
     optimizer: dict[str, Tensor] | None = None,
+    loss: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a model folder. `about` is kept in the config (where it came from, step, data)."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -103,8 +105,9 @@ def save_model(
 
     def write(folder: Path) -> None:
         save_file(weights, folder / MODEL_FILE)
-        if optimizer is not None:
-            save_file({name: tensor.detach().cpu() for name, tensor in optimizer.items()}, folder / OPTIMIZER_FILE)
+        for file, state in ((OPTIMIZER_FILE, optimizer), (LOSS_FILE, loss)):
+            if state:
+                save_file({name: tensor.detach().cpu() for name, tensor in state.items()}, folder / file)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     write_folder(path, write)
@@ -165,6 +168,10 @@ class Checkpoint:
             )
         return read_tensors(self.path / OPTIMIZER_FILE)
 
+    def loss(self) -> dict[str, Tensor]:
+        """Read what the loss had learnt and remembered; most losses have nothing to write."""
+        return read_tensors(self.path / LOSS_FILE) if (self.path / LOSS_FILE).is_file() else {}
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file, saying plainly when it is damaged."""
@@ -174,9 +181,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}): take another checkpoint.") from error
 
 
-def load_weights(model: MynaModel, weights: dict[str, Tensor], source: Path) -> None:
-    """Load weights strictly: a missing, an extra or a misshapen tensor is refused by name."""
-    wanted = model.state_dict()
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load a model's weights or a loss's state strictly: a missing, extra or misshapen tensor is refused by name."""
+    wanted = module.state_dict()
     faults = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     faults += [f"{name} does not belong" for name in weights.keys() - wanted.keys()]
     faults += [
@@ -186,7 +193,7 @@ def load_weights(model: MynaModel, weights: dict[str, Tensor], source: Path) -> 
     ]
     if faults:
         raise CheckpointError(f"The weights in {source} do not fit their config: {'; '.join(sorted(faults)[:5])}.")
-    model.load_state_dict(weights)
+    module.load_state_dict(weights)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -31,3 +31,7 @@ class RunError(MynaError):
 
 class TaskError(MynaError):
     """A benchmark whose files are missing, damaged, or not those of the benchmark."""
+
+
+class ProbeError(MynaError):
+    """Embeddings, labels or settings that a probe cannot be trained on or scored with."""

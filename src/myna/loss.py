@@ -4,20 +4,27 @@ The full square of similarities (2B x 2B) is never held: rows are taken a chunk 
 hand both its loss and its part of the gradient are formed, so nothing of it is kept for a second pass.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from myna.patch import Kind
 from myna.rank import SOLO, World
 
-Form = Literal["paper", "ntxent"]
+Form = Literal["paper", "ntxent", "sogclr"]
 # A chunk of rows should stay in a core's cache, 4 MB of float32, or fill a GPU but stay in its L2, 32 MB. On a CPU at
 # batch 4096, chunks of 128 rows take half the time of chunks of 1024.
 _CHUNK_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 23}
+LEARNED_BOUNDS = 0.01, 1.0  # CLIP's, of its learned temperature (arXiv 2103.00020)
+# iSogCLR's, of a clip's own temperature, and its momentum (arXiv 2305.11965, as its authors' library has them)
+INDIVIDUAL_BOUNDS, INDIVIDUAL_MOMENTUM = (0.05, 0.7), 0.9
 
 
 class LossConfig(BaseModel):
@@ -25,16 +32,45 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: Form = Field("paper", description="paper: positive pair not in the denominator; ntxent: SimCLR's")
-    temperature: float = Field(0.1, gt=0, description="temperature tau of the similarities")
+    loss: Form = Field(
+        "paper", description="paper: positive pair not in the denominator; ntxent: SimCLR's; sogclr: the release's"
+    )
+    temperature: float = Field(0.1, gt=0, description="temperature tau of the similarities; where learned, the first")
+    learn_temperature: bool = Field(False, description="learn one temperature, 0.01 to 1, with paper or ntxent")
+    sogclr_gamma: float = Field(0.9, gt=0, le=1, description="weight of this step in sogclr's moving averages")
+    sogclr_shared: bool = Field(False, description="let both patch kinds of a hybrid share one average, as the release")
+    sogclr_individual: bool = Field(False, description="learn a temperature for each clip, 0.05 to 0.7 (iSogCLR)")
+    sogclr_rho: float = Field(0.3, ge=0, description="iSogCLR's rho: more makes the clips' temperatures lower")
+    sogclr_rate: float = Field(0.01, gt=0, description="iSogCLR's step size of the clips' temperatures")
+
+    @field_validator("learn_temperature")
+    @classmethod
+    def _one_temperature(cls, value: bool, info: Any) -> bool:
+        if value and info.data.get("loss") == "sogclr":
+            raise ValueError("sogclr learns temperatures by clip: take sogclr_individual")
+        return _inside(value, info, LEARNED_BOUNDS)
+
+    @field_validator("sogclr_shared", "sogclr_individual")
+    @classmethod
+    def _sogclr_only(cls, value: bool, info: Any) -> bool:
+        if value and info.data.get("loss") != "sogclr":
+            raise ValueError(f"it needs loss sogclr, not {info.data.get('loss')}")
+        return _inside(value, info, INDIVIDUAL_BOUNDS) if info.field_name == "sogclr_individual" else value
+
+
+def _inside(learned: bool, info: Any, bounds: tuple[float, float]) -> bool:
+    temperature = info.data.get("temperature", bounds[0])
+    if learned and not bounds[0] <= temperature <= bounds[1]:
+        raise ValueError(f"it must begin at a temperature from {bounds[0]} to {bounds[1]}, not at {temperature}")
+    return learned
 
 
 def contrastive(
     first: Float[Tensor, "batch dim"],
     second: Float[Tensor, "batch dim"],
     *,
-    form: Form = "paper",
-    temperature: float = 0.1,
+    form: Literal["paper", "ntxent"] = "paper",
+    temperature: float | Float[Tensor, ""] = 0.1,
     chunk: int | None = None,
     world: World = SOLO,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -44,12 +80,53 @@ def contrastive(
     similarity over tau and j runs over the other clips' two views (`paper`: equation 1 as printed, the decoupled form),
     or over those and p (`ntxent`: SimCLR, arXiv 2002.05709). Retrieval is the share of anchors whose positive is
     nearer than every other clip. With several ranks, `first` and `second` are this rank's rows, loss and retrieval
-    those of the whole batch, and the gradient that of the whole batch's loss. Similarities, loss and gradient are
-    float32 whatever comes in.
+    those of the whole batch, and the gradient that of the whole batch's loss; a temperature that is a tensor gets an
+    even share of its gradient on each rank. Similarities, loss and gradient are float32 whatever comes in.
     """
+    loss, top1, _, _ = _Contrastive.apply(_normalised(first, second), temperature, form, None, 1.0, chunk, world)
+    return loss, top1
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What one step of SogCLR finds.
+
+    `log_u` (view, batch) is the logarithm of each anchor's moving average after this step. `weighted` is the mean of
+    its similarities over tau to the other clips, by the weights that the gradient gives them.
+    """
+
+    loss: Float[Tensor, ""]
+    top1: Float[Tensor, ""]
+    log_u: Float[Tensor, "view batch"]
+    weighted: Float[Tensor, "view batch"]
+
+
+def sogclr(
+    first: Float[Tensor, "batch dim"],
+    second: Float[Tensor, "batch dim"],
+    *,
+    log_u: Float[Tensor, " batch"],
+    gamma: float = 0.9,
+    temperature: float | Float[Tensor, " batch"] = 0.1,
+    chunk: int | None = None,
+    world: World = SOLO,
+) -> Averaged:
+    """Take one step of SogCLR (arXiv 2202.12387); rows as for `contrastive`.
+
+    `log_u` is the logarithm of each clip's moving average u as it was, -inf where the clip is new. For anchor i, g is
+    the mean of exp(cosine / tau) over the other clips' two views. Its average becomes (1 - gamma) u + gamma g, or g for
+    a new clip, and the gradient weighs each of these cosines with exp(cosine / tau) over that, as a constant, against
+    the positive's with -1. Both directions are summed, and clips averaged. So at gamma = 1 the gradient is 2 tau times
+    that of the paper's form. The loss is tau log u less the positive's cosine, summed and averaged likewise: the global
+    loss that SogCLR descends, as the averages estimate it. Only logarithms are kept: no temperature overflows.
+    """
+    z = _normalised(first, second)
+    return Averaged(*_Contrastive.apply(z, temperature, "sogclr", log_u, gamma, chunk, world))
+
+
+def _normalised(first: Tensor, second: Tensor) -> Tensor:
     assert first.shape == second.shape, f"views of shape {tuple(first.shape)} and {tuple(second.shape)}"
-    z = F.normalize(torch.stack([first, second]).float(), dim=2)
-    return _Contrastive.apply(z, form, temperature, chunk, world)
+    return F.normalize(torch.stack([first, second]).float(), dim=2)
 
 
 class _Contrastive(torch.autograd.Function):
@@ -57,47 +134,181 @@ class _Contrastive(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mine: Tensor, form: Form, temperature: float, chunk: int | None, world: World
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        mine: Tensor,
+        temperature: float | Tensor,  # one, or one a clip
+        form: Form,
+        log_u: Tensor | None,
+        gamma: float,
+        chunk: int | None,
+        world: World,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         local = mine.shape[1]
         z = world.gather(mine).flatten(0, 1)  # views of clip i are rows i and i + batch
         rows = len(z)
         chunk = chunk or max(1, min(local, _CHUNK_NUMBERS.get(mine.device.type, 1 << 22) // rows))
-        sums = z.new_zeros(2)  # of the loss, and of the positives found
+        found = z.new_empty(4, 2, local)  # of every anchor: see _rows
         gradient = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):
-            for first in (world.rank * local, rows // 2 + world.rank * local):
-                for start in range(first, first + local, chunk):
-                    part = slice(start, min(start + chunk, first + local))
-                    sums += _rows(z, part, gradient, form=form, temperature=temperature)
+            for view in range(2):
+                first = view * (rows // 2) + world.rank * local
+                for start in range(0, local, chunk):
+                    part = slice(start, min(start + chunk, local))
+                    found[:, view, part] = _rows(
+                        z,
+                        slice(first + part.start, first + part.stop),
+                        gradient,
+                        form=form,
+                        temperature=_of(temperature, part),
+                        average=None if log_u is None else (log_u[part], gamma),
+                    )
+        normaliser, near, slope, top1 = found
+        normaliser = normaliser - (_log_others(rows) if form == "sogclr" else 0.0)
+        losses = (normaliser - near) * (2 * temperature if form == "sogclr" else 1.0)
+        numbers = torch.stack([losses.sum(), top1.sum(), slope.sum()])
+        loss, top1, slope_mean = world.sum(numbers).div_(rows).unbind()
         gradient = world.sum_mine(gradient.view(2, rows // 2, -1))
-        ctx.save_for_backward(gradient.div_(rows * temperature))
-        loss, top1 = world.sum(sums).div_(rows).unbind()
-        ctx.mark_non_differentiable(top1)
-        return loss, top1
+        gradient = gradient.mul_(2 / rows) if form == "sogclr" else gradient.div_(rows * temperature)
+        ctx.save_for_backward(gradient, -slope_mean / temperature**2 / world.size if _is_one(temperature) else None)
+        weighted = slope / temperature + near
+        ctx.mark_non_differentiable(top1, normaliser, weighted)
+        return loss, top1, normaliser, weighted
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None, None
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, of_temperature = ctx.saved_tensors
+        return grad * gradient, None if of_temperature is None else grad * of_temperature, *[None] * 5
 
 
-def _rows(z: Tensor, part: slice, gradient: Tensor, *, form: Form, temperature: float) -> Tensor:
-    """Return the summed loss of some rows and how many positives are found; add to the (unscaled) gradient."""
+def _log_others(rows: int) -> float:
+    """Return the log of how many rows the other clips have; of 1 where a clip is alone and nothing means anything."""
+    return math.log(max(rows - 2, 1))
+
+
+def _is_one(temperature: float | Tensor) -> bool:
+    """Say whether it is a tensor for all clips, whose gradient may be asked for."""
+    return isinstance(temperature, Tensor) and temperature.ndim == 0
+
+
+def _of(temperature: float | Tensor, part: slice) -> float | Tensor:
+    return temperature[part, None] if isinstance(temperature, Tensor) and temperature.ndim else temperature
+
+
+def _rows(
+    z: Tensor,
+    part: slice,
+    gradient: Tensor,
+    *,
+    form: Form,
+    temperature: float | Tensor,
+    average: tuple[Tensor, float] | None,
+) -> Tensor:
+    """Add some rows' part to the gradient, which is yet to be scaled, and return four numbers of each (4, row).
+
+    The log of its normaliser; its positive's similarity; the sum of its cosines, each weighted as in the gradient; and
+    whether the positive is nearer than all others.
+    """
     rows = len(z)
     anchors = z[part]
     number = torch.arange(part.start, part.stop, device=z.device)
     own, positive = number[:, None], ((number + rows // 2) % rows)[:, None]
-    s = anchors @ z.T / temperature
+    s = (anchors / temperature) @ z.T
     near = s.gather(1, positive)
     s.scatter_(1, own, -torch.inf).scatter_(1, positive, -torch.inf)
-    found = (near.squeeze(1) > s.amax(1)).sum()
+    found = near > s.amax(1, keepdim=True)
     if form == "ntxent":
         s.scatter_(1, positive, near)
     normaliser = s.logsumexp(1, keepdim=True)
-    loss = (normaliser - near).sum()
-    # d loss / d s: the softmax over the allowed rows, less one at the positive
+    if average is not None:
+        log_u, gamma = average[0][:, None] + _log_others(rows), average[1]
+        old = log_u + (math.log1p(-gamma) if gamma < 1 else -math.inf)
+        normaliser = torch.where(log_u.isinf(), normaliser, torch.logaddexp(old, normaliser + math.log(gamma)))
+    # d loss / d s: the weight of every allowed row (a softmax, but for SogCLR), less one at the positive
     weight = s.sub_(normaliser).exp_().scatter_add_(1, positive, torch.full_like(near, -1.0))
-    gradient[part] += weight @ z
+    pull = weight @ z
+    gradient[part] += pull
     gradient.addmm_(weight.T, anchors)
-    return torch.stack([loss, found])
+    return torch.stack([normaliser[:, 0], near[:, 0], (anchors * pull).sum(1), found[:, 0]])
+
+
+class Averages(nn.Module):
+    """What SogCLR keeps of every clip of the store from step to step, float32.
+
+    `log_u` (clip,): the logarithm of its moving average, -inf until it was seen. With individual temperatures (iSogCLR)
+    also `temperature` (clip,) and `momentum` (clip,), the running mean of the temperature's gradient.
+    """
+
+    def __init__(self, config: LossConfig, clips: int, world: World = SOLO) -> None:
+        super().__init__()
+        self.config, self.world = config, world
+        self.register_buffer("log_u", torch.full((clips,), -torch.inf))
+        if config.sogclr_individual:
+            self.register_buffer("temperature", torch.full((clips,), config.temperature))
+            self.register_buffer("momentum", torch.zeros(clips))
+
+    def forward(
+        self, first: Float[Tensor, "batch dim"], second: Float[Tensor, "batch dim"], clips: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Return the loss and its numbers, and remember what this step finds of these clips."""
+        # every rank keeps all clips, so that any of them can write the checkpoint, and another number resume
+        everybody = self.world.gather(clips[None, :, None]).flatten()
+        own = self.config.sogclr_individual
+        temperature = self.temperature[clips] if own else self.config.temperature
+        found = sogclr(
+            first,
+            second,
+            log_u=self.log_u[clips],
+            gamma=self.config.sogclr_gamma,
+            temperature=temperature,
+            world=self.world,
+        )
+        loss, numbers = found.loss, {"top1": found.top1}
+        news = {"log_u": torch.logaddexp(*found.log_u) - math.log(2)}  # the mean of the two anchors' averages
+        if own:
+            numbers["temperature"] = self.temperature[everybody].mean()
+            loss = loss + 2 * self.config.sogclr_rho * numbers["temperature"]
+            slope = (found.log_u - found.weighted).mean(0) + self.config.sogclr_rho  # d loss / d temperature
+            news["momentum"] = torch.lerp(self.momentum[clips], slope, INDIVIDUAL_MOMENTUM)
+            moved = temperature - self.config.sogclr_rate * news["momentum"]
+            news["temperature"] = moved.clamp(*INDIVIDUAL_BOUNDS)
+        for name, values in zip(news, self.world.gather(torch.stack([*news.values()])[..., None]), strict=True):
+            self.get_buffer(name)[everybody] = values[:, 0]
+        return loss, numbers
+
+
+class ContrastiveLoss(nn.Module):
+    """The loss of a run, with what it learns (one temperature) and remembers (SogCLR: its averages, by patch kind)."""
+
+    def __init__(self, config: LossConfig, kinds: Sequence[Kind], *, clips: int = 0, world: World = SOLO) -> None:
+        super().__init__()
+        self.config, self.world = config, world
+        if config.learn_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        if config.loss == "sogclr":
+            assert clips, "SogCLR keeps an average of every clip of the store: say how many there are"
+            names = ["shared"] if config.sogclr_shared else kinds
+            self.averages = nn.ModuleDict({name: Averages(config, clips, world) for name in names})
+
+    def forward(
+        self,
+        first: Float[Tensor, "batch dim"],
+        second: Float[Tensor, "batch dim"],
+        *,
+        kind: Kind,
+        clips: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Return the loss of two views of `clips`, and numbers to log: loss, top1, and the temperature if it moves."""
+        numbers: dict[str, Tensor] = {}
+        if self.config.loss == "sogclr":
+            loss, numbers = self.averages["shared" if self.config.sogclr_shared else kind](first, second, clips)
+        else:
+            temperature: float | Tensor = self.config.temperature
+            if self.config.learn_temperature:
+                with torch.no_grad():
+                    self.log_temperature.clamp_(*map(math.log, LEARNED_BOUNDS))
+                temperature = self.log_temperature.exp()
+                numbers["temperature"] = temperature.detach()
+            loss, numbers["top1"] = contrastive(
+                first, second, form=self.config.loss, temperature=temperature, world=self.world
+            )
+        return loss, {"loss": loss.detach(), **numbers}

@@ -54,6 +54,11 @@ def below(key: int, index: Tensor, bound: Tensor) -> Tensor:
     return (_shift(bits(key, index), 32) * bound) >> 32
 
 
+def unit(key: int, index: Tensor) -> Tensor:
+    """Return a float64 between 0 and 1, neither of them, for every index."""
+    return (_shift(bits(key, index), 12).double() + 0.5) / (1 << 52)
+
+
 def permutation(key: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the numbers 0 to count - 1 in random order (int64)."""
     return torch.argsort(bits(key, torch.arange(count, device=device)), stable=True)

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from myna.errors import ConfigError, RunError
@@ -41,7 +41,7 @@ class World:
         each = batch // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def gather(self, mine: Float[Tensor, "view local dim"]) -> Float[Tensor, "view batch dim"]:
+    def gather(self, mine: Shaped[Tensor, "view local dim"]) -> Shaped[Tensor, "view batch dim"]:
         """Return every rank's rows, in the order of the global batch."""
         if self.size == 1:
             return mine

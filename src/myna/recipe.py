@@ -120,7 +120,8 @@ def _changed(config: BaseModel, changes: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])
-        raise ConfigError(f"The setting {name} cannot be {fault['input']!r}: {fault['msg'].lower()}.") from error
+        reason = fault["msg"].removeprefix("Value error, ").lower()
+        raise ConfigError(f"The setting {name} cannot be {fault['input']!r}: {reason}.") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from myna.mae import MaskedAutoEncoder, masked, masked_error
 from myna.mask import visible_count
 from myna.model import ModelConfig, MynaModel, scale
 from myna.patch import Kind, unpatchify
-from myna.step import Objective, Step, split
+from myna.step import Objective, Step
 from myna.store import Store, expand
 from myna.view import Loader, ViewConfig, Views, gather
 
@@ -26,6 +26,7 @@ class Crops(Views):
 
     patches: Float[Tensor, "view batch token value"]
     tokens: Int[Tensor, "view batch visible"]
+    clips: Int[Tensor, " batch"]
 
 
 class CropLoader(Loader):
@@ -40,12 +41,12 @@ class CropLoader(Loader):
             )
 
     def __call__(self, step: int, device: torch.device | str = "cpu") -> dict[Kind, Crops]:
-        drawn = self.draw(step)
-        crops = {}
+        drawn, crops = self.draw(step), {}
+        clips = self.clip_numbers(step)[self.slice].to(device)
         for kind, grid in self.grids.items():
             every = torch.arange(grid.tokens, device=drawn.rows.device).expand(*drawn.rows.shape, -1)
             patches = gather(self.rows, drawn.rows, every, grid).to(device)
-            crops[kind] = Crops(expand(patches), drawn.tokens[kind].to(device))
+            crops[kind] = Crops(expand(patches), drawn.tokens[kind].to(device), clips)
         return crops
 
 
@@ -57,13 +58,14 @@ class Reconstruction(Objective):
     """
 
     def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
-        clips = next(iter(views.values())).patches.shape[1]
-        parts = list(split(views, min(self.micro_batch or clips, clips)))
+        clips = len(next(iter(views.values())))
+        size = min(self.micro_batch or clips, clips)
+        parts = [slice(start, start + size) for start in range(0, clips, size)]
         errors = {kind: view.patches.new_zeros(()) for kind, view in views.items()}
         for number, part in enumerate(parts, start=1):
             with self._alone() if number < len(parts) else nullcontext():
-                for group in [tuple(part)] if self.together else [(kind,) for kind in part]:
-                    self._add_gradient({kind: part[kind] for kind in group}, errors, clips=clips)
+                for group in [tuple(views)] if self.together else [(kind,) for kind in views]:
+                    self._add_gradient({kind: views[kind][part] for kind in group}, errors, clips=clips)
         numbers: dict[str, Tensor] = {}
         for kind, view in views.items():
             numbers[f"loss_{kind}"] = self.world.sum(errors[kind]) / self.world.size
@@ -76,7 +78,7 @@ class Reconstruction(Objective):
         total = torch.zeros((), device=next(iter(part.values())).patches.device)
         for kind, found in self._pass(part).items():
             with record_function("loss"):
-                error = masked_error(found, *self._target(part[kind])) * (part[kind].patches.shape[1] / clips)
+                error = masked_error(found, *self._target(part[kind])) * (len(part[kind]) / clips)
             errors[kind] += error.detach()
             total = total + error
         (total / len(errors)).backward()

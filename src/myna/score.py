@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
+from myna.key import TONICS
+
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 REGISTERS = {  # lowest and highest MIDI pitch that a family plays
     "piano": (48, 79), "organ": (45, 77), "strings": (45, 82), "brass": (45, 76), "guitar": (43, 74),

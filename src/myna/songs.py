@@ -13,7 +13,8 @@ import torch
 
 from myna.device import cores
 from myna.errors import ConfigError
-from myna.score import BASSES, DRUMS, HARMONIES, KEYS, STYLE, Note, Plan, plan, play
+from myna.key import KEYS
+from myna.score import BASSES, DRUMS, HARMONIES, STYLE, Note, Plan, plan, play
 from myna.timbre import Colour, add_room, draw_colour, draw_kit, draw_timbre, noise, note_bank
 
 STYLES = tuple(STYLE)

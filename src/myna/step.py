@@ -4,16 +4,15 @@ An `Objective` is what the trainer calls; the contrastive `Step` is the paper's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from myna.loss import LossConfig, contrastive
+from myna.loss import ContrastiveLoss, LossConfig
 from myna.model import MynaModel
 from myna.patch import Kind
 from myna.rank import SOLO, World
@@ -27,7 +26,7 @@ class Objective(ABC):
     """Adds one step's gradient to a model's parameters, and returns the step's numbers, "loss" among them.
 
     The model's passes are compiled, spread over ranks, and go on uncompiled where there is no compiler. Subclasses say
-    what is learned from them.
+    what is learned from them. `loss` holds what a loss learns and remembers, for checkpoints.
     """
 
     micro_cost = 1.0  # what a step costs in micro-batches, as a multiple of the undivided one
@@ -40,19 +39,24 @@ class Objective(ABC):
         precision: str = "fp32",
         micro_batch: int | None = None,
         together: bool = False,
+        clips: int = 0,
         compile: Compile = "off",
         world: World = SOLO,
     ) -> None:
-        self.config = model.config
-        self.loss, self.precision, self.micro_batch, self.world = loss, precision, micro_batch, world
+        self.config, self.precision, self.micro_batch, self.world = model.config, precision, micro_batch, world
+        self.loss = self._loss_module(loss, clips).to(next(model.parameters()).device)
         self.together = together or world.size > 1  # DistributedDataParallel wants all parameters in each pass
-        self.model: torch.nn.Module = model
+        self.model: nn.Module = model
         if world.size > 1:
             self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.why_not_compiled = ""
         self._plain = self.model
         if compile not in ("off", "auto"):
             self.model = torch.compile(self.model, mode=compile, dynamic=False)
+
+    def _loss_module(self, loss: LossConfig, clips: int) -> nn.Module:  # noqa: ARG002 (for those that need it)
+        """Return what is learned and remembered beside the model: nothing, unless a subclass says otherwise."""
+        return nn.Module()
 
     @abstractmethod
     def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
@@ -92,52 +96,49 @@ class Step(Objective):
     one pass; else one after the other, which keeps one kind's activations at a time. `micro_batch` clips are embedded
     at a time, at the cost of a second forward pass (GradCache, arXiv 2101.06983): the loss still compares the whole
     batch and the gradient is that of the undivided one. With several ranks the views are this rank's rows, and the
-    gradient is that of the global batch on every rank.
+    gradient is that of the global batch on every rank. `loss` holds what the loss learns and remembers; SogCLR needs
+    to know how many `clips` the store has.
     """
 
     micro_cost = 4 / 3  # a second forward pass
 
+    def _loss_module(self, loss: LossConfig, clips: int) -> nn.Module:
+        return ContrastiveLoss(loss, self.config.patches, clips=clips, world=self.world)
+
     def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
-        numbers: dict[str, Tensor] = {}
+        found: dict[Kind, dict[str, Tensor]] = {}
         for group in [tuple(views)] if self.together else [(kind,) for kind in views]:
-            self._add_gradient({kind: views[kind] for kind in group}, len(views), numbers)
-        for name in ("loss", "top1"):
-            numbers[name] = torch.stack([numbers[f"{name}_{kind}"] for kind in views]).mean()
+            self._add_gradient({kind: views[kind] for kind in group}, len(views), found)
+        numbers = {f"{name}_{kind}": value for kind, values in found.items() for name, value in values.items()}
+        for name in next(iter(found.values())):
+            numbers[name] = torch.stack([values[name] for values in found.values()]).mean()
         return numbers
 
-    def _add_gradient(self, views: dict[Kind, Views], kinds: int, numbers: dict[str, Tensor]) -> None:
-        local = next(iter(views.values())).patches.shape[1]
+    def _add_gradient(self, views: dict[Kind, Views], kinds: int, found: dict[Kind, dict[str, Tensor]]) -> None:
+        local = len(next(iter(views.values())))
         if self.micro_batch is None or self.micro_batch >= local:
-            self._loss(self._project(views), kinds, numbers).backward()
+            self._loss(views, self._project(views), kinds, found).backward()
             return
+        parts = [slice(start, start + self.micro_batch) for start in range(0, local, self.micro_batch)]
         with torch.no_grad():
-            parts = [self._project(part) for part in split(views, self.micro_batch)]
-        whole = {kind: torch.cat([part[kind] for part in parts], dim=1).requires_grad_() for kind in views}
-        loss = self._loss(whole, kinds, numbers)
-        gradients = dict(zip(whole, torch.autograd.grad(loss, list(whole.values())), strict=True))
-        starts = range(0, local, self.micro_batch)
-        for start, part in zip(starts, split(views, self.micro_batch), strict=True):
-            with self._alone() if start != starts[-1] else nullcontext():
-                again = self._project(part)
-                seeds = [gradients[kind][:, start : start + self.micro_batch] for kind in again]
-                torch.autograd.backward(list(again.values()), seeds)
+            projected = [self._project({kind: view[part] for kind, view in views.items()}) for part in parts]
+        whole = {kind: torch.cat([some[kind] for some in projected], dim=1).requires_grad_() for kind in views}
+        self._loss(views, whole, kinds, found).backward()
+        for part in parts:
+            with self._alone() if part != parts[-1] else nullcontext():
+                again = self._project({kind: view[part] for kind, view in views.items()})
+                torch.autograd.backward(list(again.values()), [whole[kind].grad[:, part] for kind in again])
 
-    def _loss(self, projections: Projections, kinds: int, numbers: dict[str, Tensor]) -> Tensor:
+    def _loss(
+        self, views: dict[Kind, Views], projections: Projections, kinds: int, found: dict[Kind, dict[str, Tensor]]
+    ) -> Tensor:
         total = torch.zeros((), device=next(iter(projections.values())).device)
         for kind, z in projections.items():
             with record_function("loss"):
-                value, top1 = contrastive(*z, form=self.loss.loss, temperature=self.loss.temperature, world=self.world)
-            numbers[f"loss_{kind}"], numbers[f"top1_{kind}"] = value.detach(), top1
+                value, found[kind] = self.loss(*z, kind=kind, clips=views[kind].clips)
             total = total + value
         # the ranks' gradients are averaged, but each holds its own part of the whole batch's: they are to be added up
         return total * (self.world.size / kinds)
 
     def _project(self, views: dict[Kind, Views]) -> Projections:
         return {kind: z.unflatten(0, (VIEWS, -1)) for kind, z in self._pass(views).items()}
-
-
-def split(views: dict[Kind, Views], size: int) -> Iterator[dict[Kind, Views]]:
-    """Cut views into micro-batches of clips; both views of a clip stay together, with the masks they have."""
-    for start in range(0, next(iter(views.values())).patches.shape[1], size):
-        part = slice(start, start + size)
-        yield {kind: type(view)(view.patches[:, part], view.tokens[:, part]) for kind, view in views.items()}

@@ -20,6 +20,7 @@ from torch.profiler import record_function
 
 from myna.checkpoint import (
     LEFTOVER,
+    LOSS_FILE,
     checkpoints,
     load_weights,
     model_hash,
@@ -46,18 +47,18 @@ TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
 STAGES = ("wait for data", "forward+backward", "loss", "optimiser")  # the loss is a part of forward+backward
 
 
-def optimizer_tensors(model: MynaModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state with the parameters' names: `exp_avg.encoder.norm.weight` and so on."""
     return {
         f"{what}.{name}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         for what, value in optimizer.state[parameter].items()
     }
 
 
-def load_optimizer(model: MynaModel, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` returned; every parameter's state must be there."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         for what in ("step", "exp_avg", "exp_avg_sq"):
             if f"{what}.{name}" not in tensors:
                 raise CheckpointError(f"The optimiser's state has no {what}.{name}: resume from another checkpoint.")
@@ -162,23 +163,19 @@ class Trainer:
         self.new_projector = False  # whether the initial weights had none
         self.model = self._initial_model(init_from).to(self.device)
         self.model.encoder.attend_by(config.attention)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
-        if resume:
-            self._load_newest()
         self.gradient = self.learning.objective(
             self.model,
             settings.loss,
             precision=config.precision,
             micro_batch=None if isinstance(config.micro_batch, str) else config.micro_batch,
             together=self.device.type == "cuda",
+            clips=len(self.loader.clips),
             compile=config.compile,
             world=world,
         )
+        self.optimizer = self._optimizer()
+        if resume:
+            self._load_newest()
 
     def _resolved(self, settings: Settings) -> Settings:
         """Decide what was left to `auto`, the same on every rank."""
@@ -233,13 +230,31 @@ class Trainer:
         load_weights(model, {**(projector if self.new_projector else {}), **found.weights()}, found.path)
         return model
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.settings.train
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        if learned := list(self.gradient.loss.parameters()):
+            groups.append({"params": learned, "weight_decay": 0.0})  # which would draw the temperature to 1
+        return torch.optim.Adam(
+            groups,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Return everything that the optimiser moves: the model's parameters, and the loss's if it has any."""
+        of_loss = {f"loss.{name}": value for name, value in self.gradient.loss.named_parameters()}
+        return {**dict(self.model.named_parameters()), **of_loss}
+
     def _load_newest(self) -> None:
         found = checkpoints(self.run)
         if not found:
             return  # killed before its first checkpoint: step 0 is where it stands
         checkpoint = open_checkpoint(found[-1])
         self.model.load_state_dict(checkpoint.model().state_dict())
-        load_optimizer(self.model, self.optimizer, checkpoint.optimizer())
+        load_weights(self.gradient.loss, checkpoint.loss(), checkpoint.path / LOSS_FILE)
+        load_optimizer(self._parameters(), self.optimizer, checkpoint.optimizer())
         self.step = checkpoint.step
 
     def plan(self) -> Plan:
@@ -279,11 +294,11 @@ class Trainer:
 
     def _calibrate(self, clips: int = 64) -> float:
         """Time forward and backward of a few clips, uncompiled and on this rank alone, and scale to the batch."""
-        views = {
-            kind: type(view)(view.patches[:, :clips], view.tokens[:, :clips])
-            for kind, view in self.loader(0, self.device).items()
-        }
-        step = self.learning.objective(self.model, self.settings.loss, precision=self.settings.train.precision)
+        views = {kind: view[:clips] for kind, view in self.loader(0, self.device).items()}
+        # a loss of its own: what the run's loss remembers stays as it is
+        step = self.learning.objective(
+            self.model, self.settings.loss, precision=self.settings.train.precision, clips=len(self.loader.clips)
+        )
         seconds, local = math.inf, self.settings.train.batch // self.world.size
         for _ in range(2):
             begin = time.perf_counter()
@@ -361,10 +376,17 @@ class Trainer:
         return numbers
 
     def _batches(self) -> Iterator[dict[Kind, Views]]:
-        """Yield the views of every step that is left, drawn and read one step ahead by a thread."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        """Yield the views of every step that is left, drawn and read one step ahead by a thread.
+
+        Another puts the next epoch in order, since no step is long enough to hide that.
+        """
+        epochs = -(-self.steps // self.loader.steps_per_epoch)
+        with ThreadPoolExecutor(max_workers=1) as pool, ThreadPoolExecutor(max_workers=1) as ahead:
             coming = None
             for step in range(self.step, self.steps):
+                epoch, place = divmod(step, self.loader.steps_per_epoch)
+                if (place == 0 or step == self.step) and epoch + 1 < epochs:
+                    ahead.submit(self.loader.order, epoch + 1)
                 now = coming or pool.submit(self.loader, step, self.device)
                 coming = pool.submit(self.loader, step + 1, self.device) if step + 1 < self.steps else None
                 with record_function("wait for data"):
@@ -410,7 +432,8 @@ class Trainer:
             "store": self.store.hash,
             "settings": self.settings.model_dump(mode="json"),
         }
-        save_model(self.model, path, about=about, optimizer=optimizer_tensors(self.model, self.optimizer))
+        optimizer = optimizer_tensors(self._parameters(), self.optimizer)
+        save_model(self.model, path, about=about, optimizer=optimizer, loss=self.gradient.loss.state_dict())
         for old in checkpoints(self.run)[: -self.settings.train.keep]:
             # the config first: a folder without it is no checkpoint, whatever else is still there
             (old / "config.json").unlink()

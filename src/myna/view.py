@@ -8,22 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from myna import mask, noise
 from myna.errors import StoreError
+from myna.pair import VIEWS, Pair, starts
 from myna.patch import Grid, Kind, patch_of
 from myna.store import Store, expand
 
 # What a random number is for: one stream each, so that no two draws share numbers.
 _ORDER, _BATCHES, _CLIPS, _SLACK, _START, _MASK = range(6)
-VIEWS = 2
 Place = Literal["auto", "device", "host"]
 
 
@@ -33,7 +33,20 @@ class ViewConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clip_seconds: float = Field(10.0, ge=0, description="length of a training item; 0 takes whole tracks")
+    pair: Pair = Field("clip", description="a clip's two segments: clip (anywhere in it), near, or segment (the same)")
+    pair_seconds: float = Field(3.0, ge=0, description="how far apart near segments begin at most")
     mask_ratio: float = Field(0.9, ge=0, lt=1, description="share of the tokens of a view that is dropped")
+    mask_policy: mask.Policy = Field(
+        "uniform", description="uniform, time, frequency, blocks, gaussian, or complement (with pair segment)"
+    )
+    mask_sigma: float = Field(0.2, gt=0, description="width of the gaussian policy, as a share of the segment's sides")
+
+    @field_validator("mask_policy")
+    @classmethod
+    def _one_segment(cls, value: mask.Policy, info: Any) -> mask.Policy:
+        if value == "complement" and info.data.get("pair") != "segment":
+            raise ValueError("two views share no patch of one segment only: take pair segment")
+        return value
 
 
 class Clips:
@@ -45,7 +58,8 @@ class Clips:
     def __init__(
         self, store: Store, *, clip_seconds: float, crop_frames: int, device: torch.device | str = "cpu"
     ) -> None:
-        wanted = round(clip_seconds * store.front_end.frame_rate_hz - 0.5)  # whole frames inside the clip
+        self.frame_rate_hz = store.front_end.frame_rate_hz
+        wanted = round(clip_seconds * self.frame_rate_hz - 0.5)  # whole frames inside the clip
         usable = np.flatnonzero(store.frames >= crop_frames)
         if not len(usable):
             found = f"the longest has {store.frames.max()}" if len(store.frames) else "it has no tracks"
@@ -129,7 +143,7 @@ def draw(
     seed: int,
     epoch: int,
     step: int,
-    mask_ratio: float,
+    config: ViewConfig,
     first: int = 0,
 ) -> Draw:
     """Draw crops and masks for the clips of one step; `first` is the place of clip[0] in the global batch."""
@@ -139,13 +153,21 @@ def draw(
         place * VIEWS + torch.arange(VIEWS, device=clip.device)[:, None]
     )  # (view, batch): one number for each view of the step
     crop_frames = max(grid.frames for grid in grids.values())
-    start = noise.below(noise.key(seed, step, _START), view, frames - crop_frames + 1)
+    start = starts(
+        config.pair,
+        noise.key(seed, step, _START),
+        view,
+        places=frames - crop_frames + 1,
+        reach=int(config.pair_seconds * clips.frame_rate_hz),
+    )
     tokens = {
-        kind: mask.uniform(
+        kind: mask.draw(
+            config.mask_policy,
             noise.key(seed, step, _MASK + number),
             view,
-            tokens=grid.tokens,
-            visible=mask.visible_count(grid.tokens, mask_ratio),
+            grid=grid,
+            visible=mask.visible_count(grid.tokens, config.mask_ratio),
+            sigma=config.mask_sigma,
         )
         for number, (kind, grid) in enumerate(grids.items())
     }
@@ -229,10 +251,18 @@ def gather(
 
 @dataclass(frozen=True)
 class Views:
-    """Two views of each clip, for one patch kind: power of the visible patches, and which tokens they are."""
+    """Two views of each of some clips, for one patch kind: power of the visible patches, and which tokens they are."""
 
     patches: Float[Tensor, "view batch visible value"]
     tokens: Int[Tensor, "view batch visible"]
+    clips: Int[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, part: slice) -> "Views":
+        """Return some of the clips; both views of a clip stay together, with the masks they have."""
+        return type(self)(self.patches[:, part], self.tokens[:, part], self.clips[part])
 
 
 class Loader:
@@ -264,10 +294,12 @@ class Loader:
                 f"A batch of {batch} was asked for, but {store.path} has only {len(self.clips)} clips in "
                 f"{self.clips.tracks} tracks: add music, or take --batch {len(self.clips)} or less."
             )
+        for grid in grids.values():  # now, and not in a thread at the first step
+            mask.check(config.mask_policy, grid=grid, visible=mask.visible_count(grid.tokens, config.mask_ratio))
         self._steps = self.clips.steps(batch)
         self.config, self.grids, self.batch, self.seed = config, grids, batch, seed
         self.slice = slice(*slice_.indices(batch))
-        self._epoch: tuple[int, Tensor] | None = None
+        self._orders: dict[int, Tensor] = {}  # epoch → the clips of its steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -276,9 +308,15 @@ class Loader:
     def clip_numbers(self, step: int) -> Int[Tensor, " batch"]:
         """Return which clips the whole batch of this step holds."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self.clips.order(seed=self.seed, epoch=epoch, batch=self.batch))
-        return self._epoch[1][place]
+        return self.order(epoch)[place]
+
+    def order(self, epoch: int) -> Int[Tensor, "step batch"]:
+        """Return the clips of an epoch's steps. A million take a third of a second, so ask for it in good time."""
+        if (found := self._orders.get(epoch)) is None:
+            found = self.clips.order(seed=self.seed, epoch=epoch, batch=self.batch)
+            near = {number: order for number, order in list(self._orders.items()) if abs(number - epoch) <= 1}
+            self._orders = {**near, epoch: found}
+        return found
 
     def draw(self, step: int) -> Draw:
         """Draw this rank's crops and masks of a step."""
@@ -289,7 +327,7 @@ class Loader:
             seed=self.seed,
             epoch=step // self.steps_per_epoch,
             step=step,
-            mask_ratio=self.config.mask_ratio,
+            config=self.config,
             first=self.slice.start,
         )
 
@@ -300,11 +338,14 @@ class Loader:
         """
         drawn, target = self.draw(step), torch.device(device)
         travels = target.type == "cuda" and self.rows.device.type == "cpu"
-        views = {}
+
+        def sent(value: Tensor) -> Tensor:
+            return value.pin_memory().to(target, non_blocking=True) if travels else value.to(target)
+
+        clips, views = sent(self.clip_numbers(step)[self.slice]), {}
         for kind, grid in self.grids.items():
-            pair = gather(self.rows, drawn.rows, drawn.tokens[kind], grid), drawn.tokens[kind]
-            patches, tokens = (x.pin_memory().to(target, non_blocking=True) if travels else x.to(target) for x in pair)
-            views[kind] = Views(expand(patches), tokens)
+            patches = gather(self.rows, drawn.rows, drawn.tokens[kind], grid)
+            views[kind] = Views(expand(sent(patches)), sent(drawn.tokens[kind]), clips)
         return views
 
 
