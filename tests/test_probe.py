@@ -261,7 +261,7 @@ def test_bad_input_is_told(answer, part, what, message):
 
 def test_keys_in_another_order_are_refused():
     told = problem("key")
-    with pytest.raises(ProbeError, match=r"metric\.KEYS"):
+    with pytest.raises(ProbeError, match=r"key\.KEYS"):
         dataclasses.replace(told, outputs=tuple(sorted(KEYS)))
 
 
