@@ -86,7 +86,7 @@ def plain_step(model: MynaModel, views: dict[str, Any], *, autocast: bool) -> No
         device, batch = view.patches.device, view.patches.shape[1]
         crops = torch.rand(VIEWS * batch, 48, PATCHES[kind].values, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            x = model._tokens(kind, crops, None, None)
+            x, _ = model._tokens(kind, crops, None, None)
             x = x.gather(1, view.tokens.flatten(0, 1)[..., None].expand(-1, -1, x.shape[2]))
             z = model.projector(model.encoder(x).mean(1)).float()
         z = F.normalize(z, dim=1)

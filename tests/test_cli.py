@@ -138,6 +138,15 @@ def test_a_config_file_is_laid_over_the_recipe_and_flags_over_it(place, tmp_path
     said(capsys)
 
 
+def test_embed_takes_whole_tracks(place, tmp_path):
+    out = tmp_path / "whole.parquet"
+    assert status(["embed", place / "music", "-m", place / "run", "-o", out, "--whole-track"]) == 3
+    assert set(pq.read_table(out)["windows"].drop_null().to_pylist()) == {1}
+    assert (
+        status(["embed", place / "music", "-m", place / "run", "-o", tmp_path / "b", "--whole-track", "--hop", 1]) == 1
+    )
+
+
 def test_embed_and_info(place, tmp_path, capsys):
     out = tmp_path / "l.parquet"
     assert status(["embed", place / "music", "-m", place / "run", "-o", out, "--patches", "vertical"]) == 3

@@ -114,6 +114,47 @@ def test_longer_windows(files):
         Myna(small(), window_samples=1000)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "alibi", "rope"])
+@pytest.mark.parametrize("patches", [("square",), ("vertical",), ("square", "vertical")])
+def test_a_whole_track_is_one_pass(files, positions, patches):
+    model = small(*patches, positions=positions)
+    whole = Myna(model, whole=True, precision="fp32")
+    together = whole.encode(files, windows=True)
+    for path, found in zip(files, together, strict=True):
+        samples = load(path).samples
+        if len(samples) < 50_000:
+            assert found.padded
+            samples = np.pad(samples, (0, 50_000 - len(samples)))
+        assert found.embeddings.shape == (1, 32 * len(patches))
+        wanted = model.encode(MelSpectrogram()(torch.from_numpy(samples[None])))[0].detach().numpy()
+        np.testing.assert_allclose(found.vector, wanted, atol=1e-5)
+
+
+def test_a_track_beyond_the_limit_is_cut_evenly(files):
+    samples = load(files[0]).samples  # 11 s
+    found = Myna(small(), whole=True, window_samples=5 * RATE, precision="fp32").encode(files[0], windows=True)
+    third = len(samples) // 3
+    np.testing.assert_allclose(found.starts_s, np.arange(3) * third / RATE)
+    part = Myna(small(), window_samples=third, precision="fp32").encode(samples[third : 2 * third], rate_hz=RATE)
+    np.testing.assert_allclose(found.embeddings[1], part, atol=1e-5)
+    with pytest.raises(ConfigError, match="no hop"):
+        Myna(small(), whole=True).encode(files[0], hop_s=1.0)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "alibi", "rope"])
+def test_three_minutes_in_one_pass(positions):
+    """2,808 tokens of each kind; one pass equals the model on the whole spectrogram."""
+    sound = np.tile(music(6.0, RATE, seed=3)[:, 0], 30)[: 180 * RATE]
+    model = small("square", "vertical", positions=positions)
+    myna = Myna(model, window_samples=180 * RATE, precision="fp32")
+    assert myna.batch == 1  # as much music as 16 segments is less than a window
+    mel = MelSpectrogram()(torch.from_numpy(sound[None].astype(np.float32)))
+    assert mel.shape[1] == 5626
+    with torch.inference_mode():
+        wanted = model.encode(mel)[0].numpy()
+    np.testing.assert_allclose(myna.encode(sound, rate_hz=RATE), wanted, atol=1e-5)
+
+
 def test_a_bad_file_is_named_and_does_not_stop_the_others(myna, files, tmp_path):
     bad = tmp_path / "bad.mp3"
     bad.write_text("no music")

@@ -55,6 +55,15 @@ def test_one_row_a_track_with_everything_known_of_it(folder, tmp_path):
     assert not (tmp_path / "l.parquet.parts").exists()
 
 
+def test_whole_tracks_and_windows_do_not_mix(folder, tmp_path):
+    out, plain = tmp_path / "l.parquet", model().model
+    whole = Myna(plain, precision="fp32", whole=True, window_samples=50_000, hash="first")
+    embed(folder, out, whole)
+    assert read_library(out)[0]["windows"].drop_null().to_pylist() == [3, 3, 1]  # at most 50,000 samples in a pass
+    with pytest.raises(StoreError, match="another hop_samples"):
+        embed(folder, out)
+
+
 def test_one_row_a_window(folder, tmp_path):
     embed(folder, tmp_path / "w.parquet", windows=True, hop_s=2.0)
     table, told = read_library(tmp_path / "w.parquet")

@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 
 from myna.errors import ConfigError
-from myna.patch import PATCHES, Grid, patchify, positions, whole_frames
+from myna.patch import PATCHES, Grid, Patch, patch_of, patchify, positions, unpatchify, whole_frames
 
 
 @pytest.mark.parametrize(("kind", "rows", "columns"), [("square", 8, 6), ("vertical", 1, 48)])
@@ -36,6 +36,27 @@ def test_patchify_equals_einops(kind):
     image = mel.transpose(1, 2)  # (batch, band, frame), as an image with the lowest band in row 0
     wanted = rearrange(image, "b (h p1) (w p2) -> b (h w) (p2 p1)", p1=patch.bands, p2=patch.frames)
     assert torch.equal(patchify(mel, patch), wanted)
+
+
+@pytest.mark.parametrize("kind", ["square", "vertical", "32x4", "1x96", "128x1"])
+def test_unpatchify_lays_everything_back(kind):
+    mel = torch.randn(3, 96, 128)
+    grid = Grid.of(patch_of(kind), bands=128, frames=96)
+    assert torch.equal(unpatchify(patchify(mel, patch_of(kind)), grid), mel)
+
+
+def test_places_are_columns_and_rows():
+    grid = Grid.of(PATCHES["square"], bands=128, frames=96)
+    assert grid.places(torch.tensor([[0, 5, 6, 47]])).tolist() == [[[0, 0], [5, 0], [0, 1], [5, 7]]]
+
+
+def test_any_size_is_a_patch_kind():
+    assert patch_of("square") == Patch(16, 16)
+    assert patch_of("vertical") == Patch(128, 2)
+    assert patch_of("32x4") == Patch(bands=32, frames=4)
+    for wrong in ("round", "0x4", "4x", "4x4x4", "-4x4", "4 x 4", ""):
+        with pytest.raises(ConfigError, match=r"no patch kind .*bands x frames such as 32x4"):
+            patch_of(wrong)
 
 
 def test_token_and_value_order_by_hand():

@@ -91,6 +91,30 @@ def test_mel_image_is_decibels_with_the_lowest_band_at_the_bottom():
     assert found.max() == 255
 
 
+def test_tiles_stand_in_rows_with_a_scale_each():
+    rng = np.random.default_rng(4)
+    rows = [[rng.random((6, 8)) * 10 + 5 for _ in range(3)] for _ in range(2)]
+    rows[1][1][2:4, 3:5] = np.nan
+    found = indices(plot.tiles(rows, zoom=2, gap=3)).astype(float)
+    assert found.shape == (3 + 2 * 19, 3 + 3 * 15)
+    for row, pictures in enumerate(rows):
+        low, top = pictures[0].min(), pictures[0].max()
+        for column, picture in enumerate(pictures):
+            for frame in range(6):
+                for band in range(8):
+                    y, x = 3 + row * 19 + (7 - band) * 2, 3 + column * 15 + frame * 2
+                    drawn = found[y : y + 2, x : x + 2]
+                    if np.isnan(picture[frame, band]):
+                        assert set(drawn.ravel()) <= {0.0, 90.0}
+                    else:
+                        wanted = 255 * min(max((picture[frame, band] - low) / (top - low), 0), 1)
+                        assert np.abs(drawn - wanted).max() <= 0.51
+    assert (found[:3] == 255).all()
+    assert (found[:, :3] == 255).all()
+    hidden = found[3 + 19 :, 3 + 15 :][6:10, 4:8]
+    assert set(hidden.ravel()) == {0.0, 90.0}
+
+
 def test_silence_is_black():
     assert not indices(from_uri(plot.mel_image(np.zeros((16, 128), np.float32)))).any()
 

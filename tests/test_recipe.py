@@ -1,8 +1,11 @@
 import pytest
+import torch
 import yaml
 
 from myna import recipe
 from myna.errors import ConfigError
+from myna.model import MynaModel
+from myna.vit import parameter_count
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,25 @@ def test_any_setting_can_be_overridden_by_its_text():
     assert (s.train.batch, s.view.mask_ratio, s.model.patches) == (256, 0.5, ("square", "vertical"))
     assert (s.train.steps, s.loss.loss, s.train.learning_rate) == (7, "ntxent", 1e-4)
     assert recipe.get("base").train.batch == 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "millions"),
+    [("hybrid", (384, 12, 6, 1536), 21.7), ("85m", (768, 12, 12, 3072), 86), ("300m", (1024, 24, 16, 4096), 304)],
+)
+def test_recipes_of_every_scale(name, shape, millions):
+    s = recipe.get(name)
+    assert (s.model.dim, s.model.depth, s.model.heads, s.model.mlp_dim) == shape
+    assert s.model.head_dim == 64
+    assert s.model.patches == ("square", "vertical")
+    dim, depth, _, mlp = shape
+    block = 4 * dim * dim + 2 * dim * mlp + mlp + dim + 4 * dim  # attention, feed-forward, its biases, two norms
+    tokenizer = 2 * 256 + 256 * dim + dim + 2 * dim
+    projector = dim * dim + dim + dim * 128 + 128
+    with torch.device("meta"):  # shapes without memory
+        found = parameter_count(MynaModel(s.model))
+    assert found == depth * block + 2 * dim + 2 * tokenizer + projector
+    assert found / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 @pytest.mark.parametrize(("wrong", "nearest"), [("btach", "batch"), ("mask_ration", "mask_ratio"), ("lr_rate", None)])

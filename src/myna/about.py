@@ -10,10 +10,10 @@ from myna.checkpoint import Checkpoint, checkpoints, open_checkpoint
 from myna.errors import ConfigError
 from myna.hub import open_model
 from myna.library import read_library
-from myna.model import MynaModel
+from myna.mae import build_model
 from myna.progress import clock
 from myna.release import SUFFIXES, open_release
-from myna.run import RUN_FILE, read_metrics, read_run
+from myna.run import RUN_FILE, in_words, read_metrics, read_run
 from myna.store import Store
 from myna.vit import parameter_count
 
@@ -86,12 +86,12 @@ def _run(run: Path) -> Facts:
     if rows:
         last = rows[-1]
         facts["step"] = f"{last['step']:.0f} (epoch {last['epoch']:.2f})"
-        facts["loss"] = f"{last['loss']:.4f}, top-1 retrieval {last['top1']:.1%}, {last['clips_per_s']:.0f} clips/s"
+        facts["learned"] = f"{in_words(last)}, {last['clips_per_s']:.0f} clips/s"
     return {**facts, **(_model(open_checkpoint(kept[-1])) if kept else {})}
 
 
 def _model(found: Checkpoint) -> Facts:
-    config, model = found.config, MynaModel(found.config)
+    config, model = found.config, build_model(found.config)
     grids = ", ".join(f"{kind} {g.rows}x{g.columns} tokens" for kind, g in config.grids().items())
     return {
         "model": f"{parameter_count(model) / 1e6:.1f} M parameters: width {config.dim}, depth {config.depth}",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from myna.errors import CheckpointError
+from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
 
 FORMAT = "myna-model"
@@ -73,8 +74,13 @@ def flush(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is there whole, or as it was before."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file so that it is there whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(data)
     flush(temporary)
     os.replace(temporary, path)
 
@@ -145,7 +151,7 @@ class Checkpoint:
 
     def model(self) -> MynaModel:
         """Build the model and load its weights; every tensor must be there, and no other."""
-        model = MynaModel(self.config)
+        model = build_model(self.config)
         load_weights(model, self.weights(), self.path)
         return model
 

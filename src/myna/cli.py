@@ -20,7 +20,7 @@ from myna import __version__, doctor
 from myna import recipe as recipes
 from myna.about import as_json, describe, failures, learned
 from myna.audioset import find_segments
-from myna.checkpoint import export_model
+from myna.checkpoint import export_model, write_bytes
 from myna.device import Precision, pick_device
 from myna.embedder import Myna
 from myna.errors import ConfigError, MynaError
@@ -29,10 +29,12 @@ from myna.hub import push as push_model
 from myna.library import embed_library
 from myna.patch import Kind
 from myna.plan import Plan
+from myna.plot import tiles
 from myna.prepare import prepare as prepare_store
 from myna.progress import Bar, clock
 from myna.rank import join, local_device
-from myna.run import length_of, read_run
+from myna.reconstruction import reconstruct as filled_in
+from myna.run import Settings, in_words, length_of, read_run
 from myna.store import Store
 from myna.task import BENCHMARKS, Own, Report, check, unpack
 from myna.task.base import Answer
@@ -131,7 +133,7 @@ def pretrain(
     out
         The folder of the run.
     recipe
-        base, vertical, hybrid (the paper's, at full size; base unless given) or tiny.
+        base, vertical, hybrid, mae (the paper's, at full size; base unless given), 85m, 300m or tiny.
     config
         A YAML file of settings, laid over the recipe.
     resume
@@ -184,6 +186,7 @@ def embed(
     windows: bool = False,
     hop: float | None = None,
     window_samples: int | None = None,
+    whole_track: bool = False,
     device: str | None = None,
     precision: Precision = "auto",
     batch: int | None = None,
@@ -207,6 +210,8 @@ def embed(
         Seconds from one window to the next; by default a window's length.
     window_samples
         Length of a window at 16 kHz; by default the segment that the model was trained on.
+    whole_track
+        A track goes through in one pass; only one longer than a window (10 minutes unless given) is cut, evenly.
     device
         cuda, mps or cpu; the best there is by default.
     precision
@@ -218,7 +223,13 @@ def embed(
     """
     tracks = find_tracks(paths)
     myna = Myna.from_pretrained(
-        model, patches=patches, window_samples=window_samples, device=device, precision=precision, batch=batch
+        model,
+        patches=patches,
+        window_samples=window_samples,
+        whole=whole_track,
+        device=device,
+        precision=precision,
+        batch=batch,
     )
     with Bar("embed", "tracks") as bar:
         summary = embed_library(
@@ -238,6 +249,44 @@ def embed(
         + (f"; {summary.others} others were in it and stay" if summary.others else "")
     )
     return _some_failed(len(summary.failed), out)
+
+
+@app.command
+def reconstruct(
+    model: str,
+    store: Path,
+    /,
+    *,
+    out: Out,
+    count: int = 4,
+    mask_ratio: float | None = None,
+    seed: int = 0,
+) -> int:
+    """Draw what a masked auto-encoder makes of masked crops: from left to right the crop, what was seen, what was made.
+
+    Parameters
+    ----------
+    model
+        A run or model folder of the recipe mae.
+    store
+        The store to take the crops from.
+    out
+        The picture to write, a PNG.
+    count
+        Crops, one a row.
+    mask_ratio
+        Share of the patches that is hidden; by default as in the training.
+    seed
+        Decides crops and masks.
+    """
+    found = open_model(model)
+    view = found.about.get("settings", {}).get("view", {"mask_ratio": 0.75})
+    settings = recipes.override(Settings(view=view), {} if mask_ratio is None else {"mask_ratio": mask_ratio})
+    examples = filled_in(found.model(), Store.open(store), view=settings.view, count=count, seed=seed)
+    rows = [(example.original, example.visible, example.reconstruction) for example in examples]
+    write_bytes(out, tiles(rows))
+    print(out)
+    return 0
 
 
 @app.command
@@ -576,8 +625,7 @@ def _train(trainer: Trainer, profile: int) -> int | None:
         def tell(row: dict[str, float]) -> None:
             peak = f" ({row['share_of_peak']:.0%} of peak)" if "share_of_peak" in row else ""
             speed = f"{row['clips_per_s']:,.0f} clips/s, {row['tflops']:.2f} TFLOP/s{peak}"
-            learned = f"loss {row['loss']:.3f}, top-1 {row['top1']:.1%}, gradient {row['grad_norm']:.2f}"
-            bar(int(row["step"]), trainer.steps, f"{learned}, {speed}")
+            bar(int(row["step"]), trainer.steps, f"{in_words(row)}, gradient {row['grad_norm']:.2f}, {speed}")
 
         return trainer.train(on_log=tell, profile=profile)
 

@@ -24,7 +24,7 @@ from myna.exam import EXAM_SEED_OFFSET
 from myna.library import embed_library, embeddings_of, nearest, read_library
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
-from myna.patch import PATCHES
+from myna.patch import patch_of
 from myna.prepare import Standing, prepare
 from myna.progress import Bar, clock
 from myna.question import ask, chroma, mel_statistics
@@ -254,7 +254,7 @@ def _views(trainer: Trainer, store: Store) -> tuple[MaskedView, ...]:
             row = int(drawn.rows[view, 0])
             track = int(np.flatnonzero((store.first_rows() <= row) & (row < store.first_rows() + store.frames))[0])
             start = row - int(store.first_rows()[track])
-            patch = PATCHES[kind]
+            patch = patch_of(kind)
             views.append(
                 MaskedView(
                     kind=kind,

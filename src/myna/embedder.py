@@ -24,10 +24,11 @@ from myna.errors import AudioError, ConfigError
 from myna.hub import card, open_model, push
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
-from myna.patch import PATCHES, Kind
+from myna.patch import Kind, patch_of
 from myna.track import tags_of
 
 Music = str | Path | np.ndarray
+WHOLE_S = 600.0  # a longer track is cut even where whole tracks are asked for: attention grows with the square of it
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Myna:
     """A trained model, ready to embed music.
 
     `patches` chooses the representation of a hybrid: "square", "vertical", or None for all, side by side.
-    `window_samples` is the length of a window at 16 kHz, the segment of the training unless given.
+    `window_samples` is the length of a window at 16 kHz, the segment of the training unless given. With `whole` a track
+    goes through in one pass, as one window of its own length; only one of more than `window_samples` (10 minutes unless
+    given) is cut into as many equal parts as it takes. Whole tracks go one at a time, whatever `batch` says.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Myna:
         *,
         patches: Kind | None = None,
         window_samples: int | None = None,
+        whole: bool = False,
         device: str | None = None,
         precision: Precision = "auto",
         batch: int | None = None,
@@ -101,15 +105,17 @@ class Myna:
         self.kinds = model.config.patches if patches is None else (patches,)
         if not set(self.kinds) <= set(model.config.patches):
             raise ConfigError(f"The model has {' and '.join(model.config.patches)} patches, not {patches}.")
-        self.window_samples = window_samples or model.config.segment_samples
+        self.whole, segment = whole, model.config.segment_samples
+        usual = round(WHOLE_S * model.config.front_end.rate_hz) if whole else segment
+        self.window_samples = window_samples or usual
         if self.window_samples < self._least_samples():
             raise ConfigError(
                 f"A window of {self.window_samples} samples was given; one patch needs {self._least_samples()}."
             )
         self.front_end = model.config.front_end
         self.precision = pick_precision(precision, self.device)
-        # on a CPU a few windows at a time stay in the cache; a GPU wants many
-        self.batch = batch or (16 if self.device.type == "cpu" else 256)
+        # on a CPU a few windows at a time stay in the cache; a GPU wants many. Long ones: as much music
+        self.batch = 1 if whole else batch or self._as_much(16 if self.device.type == "cpu" else 256)
         if self.batch < 1:
             raise ConfigError(f"A batch of {self.batch} windows was asked for; at least 1 is needed.")
         self.hash, self.about = hash, about or {}
@@ -145,6 +151,10 @@ class Myna:
         """
         text = card(repo, self.model.config, hash=self.hash, about=self.about, data=data, licence=licence)
         return push(self.model, repo, card=text, about=self.about, private=private, token=token)
+
+    def _as_much(self, segments: int) -> int:
+        """Return how many windows hold as many samples as so many segments; at least one."""
+        return max(1, min(segments, segments * self.model.config.segment_samples // self.window_samples))
 
     @property
     def dim(self) -> int:
@@ -199,7 +209,8 @@ class Myna:
         if workers is not None and workers < 1:
             raise ConfigError(f"{workers} workers were asked for; at least 1 is needed.")
         waiting: list[tuple[_Track, np.ndarray]] = []
-        with _Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers) as events:
+        ahead = self._as_much(64)
+        with _Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers, ahead=ahead) as events:
             for track, window in events:
                 if window is not None:
                     waiting.append((track, window))
@@ -212,7 +223,11 @@ class Myna:
             yield from self._flush(waiting)
 
     def hop_samples(self, hop_s: float | None) -> int:
-        """Return the samples from one window to the next."""
+        """Return the samples from one window to the next; 0 where whole tracks are windows."""
+        if self.whole:
+            if hop_s is not None:
+                raise ConfigError("Whole tracks have no hop: give a hop, or ask for whole tracks.")
+            return 0
         if hop_s is None:
             return self.window_samples
         if not (math.isfinite(hop_s) and round(hop_s * self.rate_hz) >= 1):
@@ -242,7 +257,7 @@ class Myna:
         return torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
 
     def _cut(self, one: tuple[int, Music], rate_hz: int | None, hop: int) -> Iterator[_Event]:
-        """Decode one track and cut it into windows; a last stretch shorter than a window is left out."""
+        """Decode one track and cut it into windows."""
         number, music = one
         track = _Track(number)
         try:
@@ -250,27 +265,47 @@ class Myna:
                 blocks = _array_blocks(track, music, rate_hz, self.rate_hz)
             else:
                 blocks = _file_blocks(track, music, self.rate_hz)
-            rest, start = np.empty(0, np.float32), 0  # samples from `start` on
-            for block in blocks:
-                rest = np.concatenate([rest, block])
-                while len(rest) >= self.window_samples and len(rest) >= hop:
-                    track.starts.append(start)
-                    yield track, rest[: self.window_samples].copy()
-                    rest, start = rest[hop:], start + hop
-            if len(rest) >= self.window_samples or not track.starts:
-                track.padded = not track.starts and len(rest) < self.window_samples
-                track.starts.append(start)
-                window = np.zeros(self.window_samples, np.float32)
-                window[: len(rest)] = rest[: self.window_samples]
-                yield track, window
+            yield from self._few_windows(track, blocks) if self.whole else self._windows(track, blocks, hop)
         except AudioError as error:
             track.error = error
         yield track, None
 
+    def _windows(self, track: _Track, blocks: Iterator[np.ndarray], hop: int) -> Iterator[_Event]:
+        """Cut windows of equal length; a last stretch shorter than one is left out."""
+        rest, start = np.empty(0, np.float32), 0  # samples from `start` on
+        for block in blocks:
+            rest = np.concatenate([rest, block])
+            while len(rest) >= self.window_samples and len(rest) >= hop:
+                track.starts.append(start)
+                yield track, rest[: self.window_samples].copy()
+                rest, start = rest[hop:], start + hop
+        if len(rest) >= self.window_samples or not track.starts:
+            track.padded = not track.starts and len(rest) < self.window_samples
+            track.starts.append(start)
+            yield track, _padded(rest[: self.window_samples], self.window_samples)
+
+    def _few_windows(self, track: _Track, blocks: Iterator[np.ndarray]) -> Iterator[_Event]:
+        """Cut a whole track into as few equal windows as the limit allows, mostly one. Its samples are held at once."""
+        samples = np.concatenate([np.empty(0, np.float32), *blocks])
+        segment = min(self.model.config.segment_samples, self.window_samples)
+        track.padded = len(samples) < segment
+        samples = _padded(samples, max(segment, len(samples)))
+        length = len(samples) // math.ceil(len(samples) / self.window_samples)
+        for start in range(0, len(samples) - length + 1, length):
+            track.starts.append(start)
+            yield track, samples[start : start + length]
+
     def _least_samples(self) -> int:
         """Return the samples of a window that holds one patch of every kind."""
-        frames = max(PATCHES[kind].frames for kind in self.model.config.patches)
+        frames = max(patch_of(kind).frames for kind in self.model.config.patches)
         return (frames - 1) * self.model.config.front_end.hop_samples
+
+
+def _padded(samples: Float32[np.ndarray, " samples"], length: int) -> Float32[np.ndarray, " length"]:
+    """Copy samples into a window, with silence after them."""
+    window = np.zeros(length, np.float32)
+    window[: len(samples)] = samples
+    return window
 
 
 def _array_blocks(track: _Track, samples: np.ndarray, rate_hz: int | None, to_hz: int) -> Iterator[np.ndarray]:
@@ -302,9 +337,11 @@ class _Decoders:
         music: Iterable[tuple[int, Music]],
         cut: Callable[[tuple[int, Music]], Iterator[_Event]],
         workers: int | None,
+        *,
+        ahead: int,
     ) -> None:
         self.music, self.cut, self.lock = iter(music), cut, threading.Lock()
-        self.events: queue.Queue[_Event | BaseException | None] = queue.Queue(maxsize=64)
+        self.events: queue.Queue[_Event | BaseException | None] = queue.Queue(maxsize=ahead + 1)
         self.stop = threading.Event()
         count = workers or min(8, cores())
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]

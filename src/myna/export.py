@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from myna.errors import CheckpointError, ConfigError
+from myna.mae import build_model
 from myna.model import MynaModel, scale
 from myna.patch import Kind
 
@@ -32,7 +33,7 @@ class Encode(nn.Module):
         # Positions are kept for the grid of the configured segment: with the window as the segment they are constants.
         # The amplitude is taken here.
         update = {"segment_samples": window_samples or model.config.segment_samples, "amplitude": "power"}
-        self.model = MynaModel(model.config.model_copy(update=update))
+        self.model = build_model(model.config.model_copy(update=update))
         self.model.load_state_dict(model.state_dict())
         self.model.encoder.attend_by("products")
         self.eval().requires_grad_(False)

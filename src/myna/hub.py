@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 
 from myna.checkpoint import CONFIG_FILE, FORMAT, MODEL_FILE, Checkpoint, checkpoints, open_checkpoint, save_model
 from myna.errors import CheckpointError
+from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
 from myna.patch import Kind
 from myna.release import open_release
@@ -225,7 +226,7 @@ def _table(rows: Mapping[str, str]) -> str:
 def _model_rows(config: ModelConfig, hash: str) -> dict[str, str]:
     front, grids = config.front_end, config.grids()
     with torch.device("meta"):
-        millions = parameter_count(MynaModel(config)) / 1e6
+        millions = parameter_count(build_model(config)) / 1e6
     rows = {
         "patches": ", ".join(
             f"{kind} ({g.patch.bands} bands x {g.patch.frames} frames, {g.tokens} tokens)" for kind, g in grids.items()
@@ -257,6 +258,6 @@ def _training(about: Mapping[str, Any], metrics: Mapping[str, float] | None, dat
         wanted = ("batch", "learning_rate", "weight_decay", "seed", "precision", "loss", "temperature", "mask_ratio")
         rows |= {name.replace("_", " "): str(value) for name, value in settings.get(part, {}).items() if name in wanted}
     for metric, value in (metrics or {}).items():
-        if metric.startswith(("loss", "top1")):
+        if metric.startswith(("loss", "top1", "explained")):
             rows[f"last {metric.replace('_', ' ').replace('top1', 'top-1 retrieval')}"] = f"{value:.4g}"
     return _table(rows) if rows else "What it was trained on was not stated."

@@ -70,7 +70,7 @@ def about(model: Myna, *, windows: bool, hop_s: float | None) -> dict[str, Any]:
         "patches": list(model.kinds),
         "dim": model.dim,
         "window_samples": model.window_samples,
-        "hop_samples": model.hop_samples(hop_s),
+        "hop_samples": model.hop_samples(hop_s),  # 0: whole tracks
         "rows": "windows" if windows else "tracks",
         "amplitude": model.model.config.amplitude,
         "front_end": model.front_end.model_dump(),

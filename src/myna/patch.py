@@ -6,16 +6,16 @@ frame and in each from its lowest band up, so that no step has to turn them arou
 """
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import ConfigError
 
-Kind = Literal["square", "vertical"]
+Kind = str  # "square", "vertical", or bands x frames, such as "4x4"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,19 @@ class Patch:
 
 
 # Section 3.4 of the paper: 16 x 16 as in vision; section 3.5: all bands, two frames.
-PATCHES: dict[str, Patch] = {"square": Patch(16, 16), "vertical": Patch(128, 2)}
+PATCHES: dict[Kind, Patch] = {"square": Patch(16, 16), "vertical": Patch(128, 2)}
+
+
+def patch_of(kind: Kind) -> Patch:
+    """Return the size of a patch kind: one of the paper's by name, any other as bands x frames, such as "32x4"."""
+    if kind in PATCHES:
+        return PATCHES[kind]
+    size = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", kind)
+    if not size:
+        raise ConfigError(
+            f"There is no patch kind {kind!r}: {', '.join(PATCHES)}, or bands x frames such as 32x4 was wanted."
+        )
+    return Patch(int(size[1]), int(size[2]))
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,10 @@ class Grid:
     def frames(self) -> int:
         return self.columns * self.patch.frames
 
+    def places(self, tokens: Int[Tensor, "batch visible"]) -> Float[Tensor, "batch visible 2"]:
+        """Return the column and the row of each token, counted in patches."""
+        return torch.stack([tokens % self.columns, tokens // self.columns], dim=-1).float()
+
 
 def whole_frames(frames: int, patch: Patch) -> int:
     """Floor a number of frames to whole patches: 98 frames are 96 for square patches, 98 for vertical ones."""
@@ -76,6 +92,12 @@ def patchify(mel: Float[Tensor, "batch frame band"], patch: Patch) -> Float[Tens
     grid = Grid.of(patch, bands=bands, frames=frames)
     tiles = mel.reshape(batch, grid.columns, patch.frames, grid.rows, patch.bands)
     return tiles.permute(0, 3, 1, 2, 4).reshape(batch, grid.tokens, patch.values)
+
+
+def unpatchify(patches: Float[Tensor, "batch token value"], grid: Grid) -> Float[Tensor, "batch frame band"]:
+    """Lay all patches of a grid, in token order, side by side again: the inverse of `patchify`."""
+    tiles = patches.unflatten(2, (grid.patch.frames, grid.patch.bands)).unflatten(1, (grid.rows, grid.columns))
+    return tiles.permute(0, 2, 3, 1, 4).reshape(len(patches), grid.frames, grid.bands)
 
 
 def positions(grid: Grid, dim: int) -> Float[Tensor, "token dim"]:

@@ -8,7 +8,7 @@ import torch
 
 from myna.device import free_bytes
 from myna.mask import visible_count
-from myna.patch import Kind
+from myna.patch import Kind, patch_of
 from myna.rank import World
 from myna.run import Settings
 from myna.view import VIEWS
@@ -46,11 +46,22 @@ def memory_estimate(
 ) -> int:
     """Estimate the peak bytes of a step: weights, gradients, Adam, and the activations of `clips` clips."""
     model, size = settings.model, 2 if precision == "bf16" else 4
-    kept = 5 * model.dim + 4 * model.heads * model.head_dim + 2 * model.mlp_dim  # numbers a token keeps in a block
-    residual = 2 * model.dim * (4 - size)  # the residual stream and norms stay float32
     tokens = clips * VIEWS * (sum(visible.values()) if together else max(visible.values()))
-    patches = sum(settings.train.batch * VIEWS * count * 256 * 4 for count in visible.values())
-    return 16 * parameters + tokens * model.depth * (kept * size + residual) + 2 * patches
+    shape = {name: getattr(model, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
+    activations, read = tokens * _kept_bytes(**shape, size=size), visible
+    if model.decoder_depth:  # which sees every token, as the loader reads every patch
+        read = {kind: grid.tokens for kind, grid in model.grids().items()}
+        tokens = clips * VIEWS * (sum(read.values()) if together else max(read.values()))
+        activations += tokens * _kept_bytes(**model.decoder(), size=size)
+    patches = sum(settings.train.batch * VIEWS * count * patch_of(kind).values * 4 for kind, count in read.items())
+    return 16 * parameters + activations + 2 * patches
+
+
+def _kept_bytes(*, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int, size: int) -> int:
+    """Return what a token keeps for the backward pass, over all blocks, in numbers of `size` bytes."""
+    kept = 5 * dim + 4 * heads * head_dim + 2 * mlp_dim
+    residual = 2 * dim * (4 - size)  # the residual stream and norms stay float32
+    return depth * (kept * size + residual)
 
 
 def fitting_micro_batch(

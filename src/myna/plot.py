@@ -250,6 +250,25 @@ def mel_image(mel: Float[np.ndarray, "frame band"], *, range_db: float = 80.0) -
     return "data:image/png;base64," + base64.b64encode(png(np.ascontiguousarray(pixels.T[::-1]))).decode()
 
 
+def tiles(rows: Sequence[Sequence[Float[np.ndarray, "frame band"]]], *, zoom: int = 2, gap: int = 6) -> bytes:
+    """Draw pictures of equal size in rows and columns as a PNG, lowest band at the bottom.
+
+    The colours of a row run from the least to the greatest value of its first picture; NaN is hatched.
+    """
+    frames, bands = rows[0][0].shape
+    high, wide = bands * zoom + gap, frames * zoom + gap
+    hatch = np.where(np.add.outer(np.arange(bands * zoom), np.arange(frames * zoom)) % 6 == 0, 90, 0).astype(np.uint8)
+    page = np.full((gap + len(rows) * high, gap + len(rows[0]) * wide), 255, np.uint8)
+    for row, pictures in enumerate(rows):
+        low, top = float(np.min(pictures[0])), float(np.max(pictures[0]))
+        for column, picture in enumerate(pictures):
+            upright = np.asarray(picture).T[::-1].repeat(zoom, axis=0).repeat(zoom, axis=1)
+            level = np.clip((np.nan_to_num(upright, nan=low) - low) / (top - low or 1.0), 0.0, 1.0)
+            pixels = np.where(np.isnan(upright), hatch, np.round(level * 255).astype(np.uint8))
+            page[gap + row * high :, gap + column * wide :][: bands * zoom, : frames * zoom] = pixels
+    return png(page)
+
+
 def patch_boxes(frames: int, bands: int, patch: tuple[int, int]) -> Int[np.ndarray, "token 4"]:
     """List each token's first frame, first band, frames and bands; `patch` is (bands, frames).
 

@@ -30,6 +30,27 @@ def hybrid() -> Settings:
     return Settings(recipe="hybrid", model=ModelConfig(patches=("square", "vertical")))
 
 
+def _shared(dim: int, depth: int, heads: int) -> ModelConfig:
+    shape = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": 4 * dim, "projector_hidden": dim}
+    return ModelConfig(patches=("square", "vertical"), **shape)
+
+
+def vit_b() -> Settings:
+    """The hybrid on ViT-B, as the release's largest (section 5.2, scaling): 85 M parameters."""
+    return Settings(recipe="85m", model=_shared(768, 12, 12))
+
+
+def vit_l() -> Settings:
+    """The hybrid on ViT-L (section 5.2, scaling): 300 M parameters."""
+    return Settings(recipe="300m", model=_shared(1024, 24, 16))
+
+
+def mae() -> Settings:
+    """The masked auto-encoder that the paper compares with (Table 1, Appendix B): 32 M parameters."""
+    model = ModelConfig(decoder_depth=4, amplitude="log1p")
+    return Settings(recipe="mae", model=model, view=ViewConfig(mask_ratio=0.75))
+
+
 def tiny() -> Settings:
     """A small hybrid that learns something in two minutes on two cores: for the demo and the tests."""
     return Settings(
@@ -41,6 +62,8 @@ def tiny() -> Settings:
             heads=2,
             mlp_dim=512,
             projector_hidden=256,
+            decoder_dim=128,
+            decoder_heads=2,
             amplitude="log1p",
         ),
         view=ViewConfig(clip_seconds=0.0),
@@ -49,7 +72,15 @@ def tiny() -> Settings:
     )
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (base, vertical, hybrid, tiny)}
+RECIPES = {
+    "base": base,
+    "vertical": vertical,
+    "hybrid": hybrid,
+    "85m": vit_b,
+    "300m": vit_l,
+    "mae": mae,
+    "tiny": tiny,
+}
 _PARTS = ("model", "view", "loss", "train")
 
 

@@ -21,9 +21,10 @@ from myna.figure import Curve, Priced
 from myna.sweep import Bench, Experiment, Record, Run, Size, by_setting, console_teller, mean_of
 
 # what makes the recipe tiny small, to be laid over the others
-SMALL = ("dim", "depth", "heads", "mlp_dim", "projector_hidden", "amplitude", "learning_rate", "clip_seconds")
+SMALL = ("dim", "depth", "heads", "mlp_dim", "projector_hidden", "decoder_dim", "decoder_heads", "amplitude")
+SMALL += ("learning_rate", "clip_seconds")
 TINY = {name: getattr(getattr(recipe.tiny(), recipe.fields()[name]), name) for name in SMALL}
-SMOKE = TINY | {"dim": 32, "depth": 1, "heads": 1, "mlp_dim": 32, "log_every": 1}
+SMOKE = TINY | {"dim": 32, "depth": 1, "heads": 1, "mlp_dim": 32, "decoder_dim": 32, "log_every": 1}
 SMOKE |= {"precision": "fp32", "attention": "sdpa", "micro_batch": "off"}  # nothing to measure first
 SIZES = {
     "full": Size(

@@ -95,6 +95,13 @@ def _tensorboard(run: Path, step: int) -> Any:
     return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
 
+def in_words(row: dict[str, float]) -> str:
+    """Say in words what a row of metrics tells of the learning."""
+    measures = {"top1": "top-1 retrieval", "explained": "explained variance"}
+    found = [f"{what} {row[name]:.1%}" for name, what in measures.items() if name in row]
+    return ", ".join([f"loss {row['loss']:.4f}", *found])
+
+
 def read_metrics(run: str | Path) -> list[dict[str, float]]:
     """Return the logged rows of a run; a last line cut short by a kill is left out."""
     path = Path(run) / METRICS_FILE

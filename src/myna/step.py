@@ -1,10 +1,14 @@
-"""One step's gradient: views become projections, projections a loss, the loss a gradient (Algorithm 1)."""
+"""One step's gradient: views become projections, projections a loss, the loss a gradient (Algorithm 1).
 
+An `Objective` is what the trainer calls; the contrastive `Step` is the paper's.
+"""
+
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
@@ -18,16 +22,14 @@ Compile = Literal["auto", "off", "default", "reduce-overhead", "max-autotune"]
 Projections = dict[Kind, Tensor]  # (view, batch, dim) of each patch kind
 
 
-class Step:
-    """Adds one step's gradient to a model's parameters, and returns the step's numbers.
+class Objective(ABC):
+    """Adds one step's gradient to a model's parameters, and returns the step's numbers, "loss" among them.
 
-    The loss of a hybrid is the mean of its kinds' (section 3.6). With `together`, both kinds go through the encoder in
-    one pass; else one after the other, which keeps one kind's activations at a time. `micro_batch` clips are embedded
-    at a time, at the cost of a second forward pass (GradCache, arXiv 2101.06983): the loss still compares the whole
-    batch and the gradient is that of the undivided one. With several ranks the views are this rank's rows, and the
-    gradient is that of the global batch on every rank. `loss` holds what the loss learns and remembers; SogCLR needs
-    to know how many `clips` the store has.
+    The model's passes are compiled, spread over ranks, and go on uncompiled where there is no compiler. Subclasses say
+    what is learned from them. `loss` holds what a loss learns and remembers, for checkpoints.
     """
+
+    micro_cost = 1.0  # what a step costs in micro-batches, as a multiple of the undivided one
 
     def __init__(
         self,
@@ -41,17 +43,67 @@ class Step:
         compile: Compile = "off",
         world: World = SOLO,
     ) -> None:
-        self.precision, self.micro_batch, self.world = precision, micro_batch, world
-        self.loss = ContrastiveLoss(loss, model.config.patches, clips=clips, world=world)
-        self.loss.to(next(model.parameters()).device)
+        self.config, self.precision, self.micro_batch, self.world = model.config, precision, micro_batch, world
+        self.loss = self._loss_module(loss, clips).to(next(model.parameters()).device)
         self.together = together or world.size > 1  # DistributedDataParallel wants all parameters in each pass
-        self.model: torch.nn.Module = model
+        self.model: nn.Module = model
         if world.size > 1:
             self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.why_not_compiled = ""
         self._plain = self.model
         if compile not in ("off", "auto"):
             self.model = torch.compile(self.model, mode=compile, dynamic=False)
+
+    def _loss_module(self, loss: LossConfig, clips: int) -> nn.Module:  # noqa: ARG002 (for those that need it)
+        """Return what is learned and remembered beside the model: nothing, unless a subclass says otherwise."""
+        return nn.Module()
+
+    @abstractmethod
+    def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
+        """Add the gradient of these views, this rank's rows of a batch; return numbers that are still on the device."""
+
+    def _pass(self, views: dict[Kind, Views]) -> dict[Kind, Tensor]:
+        """Send views through the model, one after another as (view x batch) rows; returns float32."""
+        device = next(iter(views.values())).patches.device.type
+        patches = {kind: view.patches.flatten(0, 1) for kind, view in views.items()}
+        tokens = {kind: view.tokens.flatten(0, 1) for kind, view in views.items()}
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            found = self._run(patches, tokens)
+        return {kind: z.float() for kind, z in found.items()}
+
+    def _run(self, patches: dict[Kind, Tensor], tokens: dict[Kind, Tensor]) -> dict[Kind, Tensor]:
+        if self.model is self._plain:
+            return self.model(patches, tokens)
+        try:
+            return self.model(patches, tokens)
+        except RuntimeError as error:  # no compiler, no Triton, or a graph that it cannot make
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self.why_not_compiled = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+            self.model = self._plain
+            return self.model(patches, tokens)
+
+    def _alone(self) -> Any:
+        """Keep a gradient on this rank: only the last micro-batch's pass adds up over the ranks."""
+        return self._plain.no_sync() if isinstance(self._plain, DistributedDataParallel) else nullcontext()
+
+
+class Step(Objective):
+    """The paper's: tell the two views of each clip from those of all others.
+
+    The loss of a hybrid is the mean of its kinds' (section 3.6). With `together`, both kinds go through the encoder in
+    one pass; else one after the other, which keeps one kind's activations at a time. `micro_batch` clips are embedded
+    at a time, at the cost of a second forward pass (GradCache, arXiv 2101.06983): the loss still compares the whole
+    batch and the gradient is that of the undivided one. With several ranks the views are this rank's rows, and the
+    gradient is that of the global batch on every rank. `loss` holds what the loss learns and remembers; SogCLR needs
+    to know how many `clips` the store has.
+    """
+
+    micro_cost = 4 / 3  # a second forward pass
+
+    def _loss_module(self, loss: LossConfig, clips: int) -> nn.Module:
+        return ContrastiveLoss(loss, self.config.patches, clips=clips, world=self.world)
 
     def __call__(self, views: dict[Kind, Views]) -> dict[str, Tensor]:
         found: dict[Kind, dict[str, Tensor]] = {}
@@ -89,26 +141,4 @@ class Step:
         return total * (self.world.size / kinds)
 
     def _project(self, views: dict[Kind, Views]) -> Projections:
-        device = next(iter(views.values())).patches.device.type
-        patches = {kind: view.patches.flatten(0, 1) for kind, view in views.items()}
-        tokens = {kind: view.tokens.flatten(0, 1) for kind, view in views.items()}
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self._run(patches, tokens)
-        return {kind: z.float().unflatten(0, (VIEWS, -1)) for kind, z in found.items()}
-
-    def _run(self, patches: dict[Kind, Tensor], tokens: dict[Kind, Tensor]) -> Projections:
-        if self.model is self._plain:
-            return self.model(patches, tokens)
-        try:
-            return self.model(patches, tokens)
-        except RuntimeError as error:  # no compiler, no Triton, or a graph that it cannot make
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            self.why_not_compiled = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
-            self.model = self._plain
-            return self.model(patches, tokens)
-
-    def _alone(self) -> Any:
-        """Keep a gradient on this rank: only the last micro-batch's pass adds up over the ranks."""
-        return self._plain.no_sync() if isinstance(self._plain, DistributedDataParallel) else nullcontext()
+        return {kind: z.unflatten(0, (VIEWS, -1)) for kind, z in self._pass(views).items()}

@@ -31,15 +31,16 @@ from myna.checkpoint import (
 from myna.device import cores, peak_flops, pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
 from myna.hub import open_model
+from myna.mae import build_model
 from myna.mask import visible_count
 from myna.model import MynaModel
 from myna.patch import Kind
 from myna.plan import Plan, fitting_micro_batch, memory_estimate, pick_attention
 from myna.rank import SOLO, World, restarts
+from myna.reconstruction import learning
 from myna.run import RUN_FILE, Metrics, Settings, continued, read_run, total_steps, write_run
-from myna.step import Step
 from myna.store import Store
-from myna.view import VIEWS, DeviceRows, Loader, Views, place_rows
+from myna.view import VIEWS, DeviceRows, Views, place_rows
 from myna.vit import parameter_count
 
 TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
@@ -147,7 +148,8 @@ class Trainer:
             )
         self.settings = self._resolved(continued(settings, earlier, store) if earlier else settings)
         config = self.settings.train
-        self.loader = Loader(
+        self.learning = learning(self.settings.model)
+        self.loader = self.learning.loader(
             store,
             settings.view,
             settings.model.grids(),
@@ -161,7 +163,7 @@ class Trainer:
         self.new_projector = False  # whether the initial weights had none
         self.model = self._initial_model(init_from).to(self.device)
         self.model.encoder.attend_by(config.attention)
-        self.gradient = Step(
+        self.gradient = self.learning.objective(
             self.model,
             settings.loss,
             precision=config.precision,
@@ -212,7 +214,7 @@ class Trainer:
 
     def _initial_model(self, init_from: str | Path | None) -> MynaModel:
         if init_from is None:
-            return MynaModel(self.settings.model, seed=self.settings.train.seed)
+            return build_model(self.settings.model, seed=self.settings.train.seed)
         found = open_model(init_from)
         theirs, ours = found.config.model_dump(), self.settings.model.model_dump()
         self.new_projector = ours["projector_dim"] > 0 and theirs["projector_dim"] == 0
@@ -223,8 +225,8 @@ class Trainer:
                 f"The model in {init_from} differs from this run's in {', '.join(differing)}: "
                 "give the settings that it was trained with."
             )
-        model = MynaModel(self.settings.model, seed=self.settings.train.seed)
-        projector = {f"projector.{name}": value for name, value in model.projector.state_dict().items()}
+        model = build_model(self.settings.model, seed=self.settings.train.seed)
+        projector = {name: value for name, value in model.state_dict().items() if name.startswith("projector.")}
         load_weights(model, {**(projector if self.new_projector else {}), **found.weights()}, found.path)
         return model
 
@@ -294,7 +296,7 @@ class Trainer:
         """Time forward and backward of a few clips, uncompiled and on this rank alone, and scale to the batch."""
         views = {kind: view[:clips] for kind, view in self.loader(0, self.device).items()}
         # a loss of its own: what the run's loss remembers stays as it is
-        step = Step(
+        step = self.learning.objective(
             self.model, self.settings.loss, precision=self.settings.train.precision, clips=len(self.loader.clips)
         )
         seconds, local = math.inf, self.settings.train.batch // self.world.size
@@ -304,7 +306,7 @@ class Trainer:
             self.model.zero_grad()
             self._synchronize()
             seconds = min(seconds, time.perf_counter() - begin)
-        passes = 1.0 if isinstance(self.settings.train.micro_batch, str) else 4 / 3  # forward is a third
+        passes = 1.0 if isinstance(self.settings.train.micro_batch, str) else step.micro_cost
         return seconds * passes * local / min(clips, local)
 
     def _synchronize(self) -> None:

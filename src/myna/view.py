@@ -19,7 +19,7 @@ from torch import Tensor
 from myna import mask, noise
 from myna.errors import StoreError
 from myna.pair import VIEWS, Pair, starts
-from myna.patch import PATCHES, Grid, Kind
+from myna.patch import Grid, Kind, patch_of
 from myna.store import Store, expand
 
 # What a random number is for: one stream each, so that no two draws share numbers.
@@ -262,7 +262,7 @@ class Views:
 
     def __getitem__(self, part: slice) -> "Views":
         """Return some of the clips; both views of a clip stay together, with the masks they have."""
-        return Views(self.patches[:, part], self.tokens[:, part], self.clips[part])
+        return type(self)(self.patches[:, part], self.tokens[:, part], self.clips[part])
 
 
 class Loader:
@@ -368,6 +368,6 @@ def place_rows(store: Store, place: Place, device: torch.device, *, threads: int
 
 def grids_of(kinds: Sequence[Kind], *, bands: int, frames: int) -> dict[Kind, Grid]:
     """Lay each patch kind over a crop of at most `frames`: floored to whole patches of the first kind."""
-    first = PATCHES[kinds[0]]
+    first = patch_of(kinds[0])
     crop = frames // first.frames * first.frames
-    return {kind: Grid.of(PATCHES[kind], bands=bands, frames=crop) for kind in kinds}
+    return {kind: Grid.of(patch_of(kind), bands=bands, frames=crop) for kind in kinds}
