@@ -19,8 +19,8 @@ from myna.patch import Kind
 from myna.rank import SOLO, World
 
 Form = Literal["paper", "ntxent", "sogclr"]
-# A chunk of rows should stay in a core's cache, 8 MB of float32, or fill a GPU but stay in its L2, 32 MB.
-_CHUNK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 23}
+# A chunk of rows should stay in a core's cache, 6 MB of float32, or fill a GPU but stay in its L2, 32 MB.
+_CHUNK_NUMBERS = {"cpu": 3 << 19, "cuda": 1 << 23}
 LEARNED_BOUNDS = 0.01, 1.0  # CLIP's, of its learned temperature (arXiv 2103.00020)
 # iSogCLR's, of a clip's own temperature, and its momentum (arXiv 2305.11965, as its authors' library has them)
 INDIVIDUAL_BOUNDS, INDIVIDUAL_MOMENTUM = (0.05, 0.7), 0.9
