@@ -12,10 +12,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
     errors progress device audio track mel store prepare patch noise mask view vit model rank loss checkpoint
     step run plan train recipe
-    embedder task.base task library about doctor plot score timbre songs report question demo cli __main__
+    embedder task.base task library about doctor baseline huggingface precomputed peer cache quoted evaluate listener marble hear
+    plot score timbre songs report demo cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked
-LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
+LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder"), ("huggingface", "transformers")}
 
 
 @functools.cache
