@@ -31,7 +31,7 @@ def sounds(seconds=10.0, count=2) -> torch.Tensor:
 
 
 def test_found_by_its_class_path_with_the_attributes_that_marble_reads():
-    module, name = "myna.marble.MynaEncoder".rsplit(".", 1)
+    module, _, name = "myna.marble.MynaEncoder".rpartition(".")
     encoder = getattr(importlib.import_module(module), name)
     assert issubclass(encoder, nn.Module)
     assert (encoder.SAMPLING_RATE, encoder.NUM_FEATURES, encoder.N_TRANSFORMER_LAYERS) == (16_000, 384, 12)

@@ -113,7 +113,7 @@ def test_one_bad_file_does_not_stop_the_rest_and_is_told_for_each_item(song, tmp
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_every_item_comes_exactly_once_whatever_the_batch(song, tmp_path, batch):
+def test_every_item_comes_exactly_once_whatever_the_batch(tmp_path, batch):
     paths = [write_audio(tmp_path / f"{i}.wav", music(4.0, 16_000, seed=i), 16_000) for i in range(5)]
     items = [item(path, f"{path.stem}-{k}", float(k), 1.0) for path, k in itertools.product(paths, range(3))]
     found = list(embed_items(Ear(3000, batch), items, workers=3))

@@ -34,6 +34,7 @@ class Vectors:
 
     of: dict[str, Float32[np.ndarray, "window dim"]]
     failed: dict[str, str]  # id → reason
+    windowed: bool  # whether each window's vector was kept
     padded: int  # items shorter than a window
     reused: int  # items that were known already
 
@@ -94,6 +95,7 @@ def embed_task(
     return Vectors(
         {items[key].id: vectors for key, (vectors, _) in rows.items()},
         failed,
+        windowed=windows,
         padded=sum(padded for _, padded in rows.values()),
         reused=len(items) - len(todo),
     )
