@@ -12,7 +12,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
     errors progress device audio track mel store prepare patch noise mask view vit model rank loss checkpoint
     step run plan train recipe
-    embedder task.base task library about doctor baseline huggingface precomputed peer cache quoted evaluate listener marble hear
+    key embedder task.base task.files task.archive task.download
+    task.magnatagatune task.gtzan task.giantsteps task.emomusic task.custom task library about doctor
+    metric bootstrap grid cohort schedule probe
+    baseline huggingface precomputed peer cache evaluate quoted board listener marble hear
     plot score timbre songs report demo cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked

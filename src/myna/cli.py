@@ -30,6 +30,8 @@ from myna.progress import Bar, clock
 from myna.rank import join, local_device
 from myna.run import length_of, read_run
 from myna.store import Store
+from myna.task import BENCHMARKS, Own, Report, check, unpack
+from myna.task.base import Answer
 from myna.track import find_tracks
 from myna.train import STAGES_FILE, TRACE_FILE, Trainer
 
@@ -254,6 +256,83 @@ def demo(
     return _some_failed(len(failures(out / "store")), out / "store")
 
 
+tasks = App(name="tasks", help="List the benchmarks, what to download for each, and check or unpack it.")
+app.command(tasks)
+
+
+@tasks.default
+def list_tasks() -> int:
+    """List the benchmarks: what they hold, what to download, how large it is, where it goes."""
+    for benchmark in BENCHMARKS.values():
+        counts = ", ".join(f"{split.count} {part}" for part, split in benchmark.splits.items())
+        print(f"{benchmark.name}\n  {benchmark.title}; {counts} {benchmark.unit}")
+        for source in benchmark.sources:
+            print(f"  {source.what} ({source.size})\n    from {source.url}\n    to   {source.place}")
+    print("labels.csv\n  Your own: a table with `path`, labels and `split` (or --split 60/20/20 --group artist)")
+    return 0
+
+
+@tasks.command(name="check")
+def check_task(
+    name: str,
+    /,
+    *,
+    data: Path | None = None,
+    splits: Path | None = None,
+    download: bool = False,
+    split: str | None = None,
+    group: str | None = None,
+    kind: Answer | None = None,
+    columns: str | None = None,
+    seed: int = 0,
+) -> int:
+    """Verify everything before any work: counts, ids, and the beginning of every file.
+
+    Parameters
+    ----------
+    name
+        magnatagatune, gtzan, giantsteps, emomusic, or a table of your own (.csv).
+    data
+        The folder that holds the benchmark, unpacked.
+    splits
+        A folder with GTZAN's split lists, if they are elsewhere.
+    download
+        Fetch GTZAN's split lists into the folder first; nothing else ever uses the network.
+    split
+        Of your own table: shares of train, valid and test, as in 60/20/20, if it has no column `split`.
+    group
+        Of your own table: the column, such as the artist, whose values must not cross splits.
+    kind
+        Of your own table: what the labels are; guessed unless given.
+    columns
+        Of your own table: the columns with labels, parted by commas; guessed unless given.
+    seed
+        Of your own table: another seed for --split.
+    """
+    own = (
+        Own(split, group, kind, tuple(columns.split(",")) if columns else None, seed) if name.endswith(".csv") else None
+    )
+    report = check(name, data, splits=splits, download=download, own=own)
+    _print_report(report)
+    return EXIT_USER if report.wrong else EXIT_SOME_FAILED if report.problems else 0
+
+
+@tasks.command(name="unpack")
+def unpack_task(name: str, /, *, data: Path) -> int:
+    """Unpack a benchmark's archives, each into a folder beside it.
+
+    Parameters
+    ----------
+    name
+        magnatagatune, gtzan, giantsteps or emomusic.
+    data
+        The folder that holds the archives.
+    """
+    for folder, files in unpack(name, data).items():
+        err.print(f"{folder}: {files} files")
+    return 0
+
+
 @app.command(name="recipe")
 def show_recipe(name: str | None = None, /) -> int:
     """Print a recipe's settings as YAML that --config takes; without a name, list the recipes."""
@@ -362,6 +441,24 @@ def _print_facts(facts: dict[str, str]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _print_report(report: Report) -> None:
+    """Print splits and counts to stdout, and whatever is not well to stderr."""
+    for part in report.parts:
+        verdict = {True: "as published", False: f"WRONG, {part.wanted} were wanted", None: "your own"}[part.right]
+        if part.right is False and part.count == part.wanted:
+            verdict = "WRONG, other ids"
+        print(f"{part.part:<6}{part.count:>7} {report.unit}  {part.sha256}  {verdict}")
+    print(f"{report.items} items; {report.decoded} files begin as sound ({report.wall_s:.1f} s)")
+    for note in report.notes:
+        err.print(note)
+    for problem in report.problems:
+        err.print(f"{problem.id}\t{problem.path}\t{problem.why}")
+    for sentence in report.wrong:
+        err.print(sentence)
+    if report.problems:
+        err.print(f"{len(report.problems)} files cannot be used.")
 
 
 def _print_plan(plan: Plan, done: int) -> None:

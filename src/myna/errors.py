@@ -27,3 +27,7 @@ class CheckpointError(MynaError):
 
 class RunError(MynaError):
     """A training run that cannot start, or cannot go on."""
+
+
+class TaskError(MynaError):
+    """A benchmark whose files are missing, damaged, or not those of the benchmark."""

@@ -1,0 +1,36 @@
+"""Small files are fetched from their public source, only when the user asks for it."""
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from myna.errors import TaskError
+
+MOST_BYTES = 10_000_000  # lists are some kilobytes; whatever is much larger is something else
+
+
+def download(url: str, out: Path, accept: Callable[[bytes], None], *, timeout_s: float = 30.0) -> Path:
+    """Fetch a file, hand it to `accept`, which raises if it is another, and only then put it in its place.
+
+    Raises TaskError without a network, and for whatever the server refuses.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+            content = answer.read(MOST_BYTES + 1)
+    except (urllib.error.URLError, OSError) as error:
+        why = getattr(error, "reason", None) or error
+        raise TaskError(
+            f"{url} could not be downloaded ({why}): is there a network? Else put it by hand at {out}."
+        ) from error
+    if len(content) > MOST_BYTES:
+        raise TaskError(f"{url} is larger than {MOST_BYTES // 1_000_000} MB: that is not the file that was wanted.")
+    accept(content)
+    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        building.write_bytes(content)
+        building.replace(out)
+    finally:
+        building.unlink(missing_ok=True)
+    return out
