@@ -15,11 +15,12 @@ ARROW = """
     key embedder task.base task.files task.archive task.download
     task.magnatagatune task.gtzan task.giantsteps task.emomusic task.custom task
     metric bootstrap problem grid cohort schedule probe
-    library about doctor plot score timbre songs report question exam demo
-    quoted figure sweep reproduce export cli __main__
+    library baseline huggingface precomputed peer cache evaluate quoted board listener marble hear export
+    about doctor plot score timbre songs report question exam demo
+    figure sweep reproduce cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked
-LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder")}
+LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder"), ("huggingface", "transformers")}
 
 
 @functools.cache

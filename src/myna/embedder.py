@@ -75,7 +75,7 @@ class _Track:
         return Embedding(np.stack(self.vectors), np.array(self.starts) / rate_hz, self.padded, **self.facts)
 
 
-_Event = tuple[_Track, np.ndarray | None]  # a window of a track, or None after its last
+Event = tuple[Any, np.ndarray | None]  # whose window it is, and the window; None after its last
 
 
 class Myna:
@@ -164,6 +164,18 @@ class Myna:
     def rate_hz(self) -> int:
         return self.front_end.rate_hz
 
+    @property
+    def representations(self) -> dict[str, slice]:
+        """Name the columns of a vector that can be used by themselves: of a hybrid each half, and both."""
+        dim = self.model.config.dim
+        found = {kind: slice(i * dim, (i + 1) * dim) for i, kind in enumerate(self.kinds)}
+        return found if len(found) == 1 else {**found, "both": slice(0, self.dim)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the vectors besides the weights."""
+        return {"precision": self.precision, "front_end": self.front_end.model_dump()}
+
     def encode(
         self,
         music: Music | Sequence[Music],
@@ -210,7 +222,7 @@ class Myna:
             raise ConfigError(f"{workers} workers were asked for; at least 1 is needed.")
         waiting: list[tuple[_Track, np.ndarray]] = []
         ahead = self._as_much(64)
-        with _Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers, ahead=ahead) as events:
+        with Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers, ahead=ahead) as events:
             for track, window in events:
                 if window is not None:
                     waiting.append((track, window))
@@ -256,7 +268,7 @@ class Myna:
             parts = [self.model.encode(mel, (kind,)) for kind in self.kinds]
         return torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
 
-    def _cut(self, one: tuple[int, Music], rate_hz: int | None, hop: int) -> Iterator[_Event]:
+    def _cut(self, one: tuple[int, Music], rate_hz: int | None, hop: int) -> Iterator[Event]:
         """Decode one track and cut it into windows."""
         number, music = one
         track = _Track(number)
@@ -270,7 +282,7 @@ class Myna:
             track.error = error
         yield track, None
 
-    def _windows(self, track: _Track, blocks: Iterator[np.ndarray], hop: int) -> Iterator[_Event]:
+    def _windows(self, track: _Track, blocks: Iterator[np.ndarray], hop: int) -> Iterator[Event]:
         """Cut windows of equal length; a last stretch shorter than one is left out."""
         rest, start = np.empty(0, np.float32), 0  # samples from `start` on
         for block in blocks:
@@ -284,7 +296,7 @@ class Myna:
             track.starts.append(start)
             yield track, _padded(rest[: self.window_samples], self.window_samples)
 
-    def _few_windows(self, track: _Track, blocks: Iterator[np.ndarray]) -> Iterator[_Event]:
+    def _few_windows(self, track: _Track, blocks: Iterator[np.ndarray]) -> Iterator[Event]:
         """Cut a whole track into as few equal windows as the limit allows, mostly one. Its samples are held at once."""
         samples = np.concatenate([np.empty(0, np.float32), *blocks])
         segment = min(self.model.config.segment_samples, self.window_samples)
@@ -329,24 +341,27 @@ def _file_blocks(track: _Track, path: str | Path, rate_hz: int) -> Iterator[np.n
         track.facts["tags"] = tags_of(stream.container, stream.stream)
 
 
-class _Decoders:
-    """Threads that each decode a track at a time, never far ahead of whoever iterates."""
+class Decoders:
+    """Threads that each decode a piece of work at a time, never far ahead of whoever iterates.
+
+    `cut` turns a piece into events.
+    """
 
     def __init__(
         self,
-        music: Iterable[tuple[int, Music]],
-        cut: Callable[[tuple[int, Music]], Iterator[_Event]],
+        music: Iterable[tuple[int, Any]],
+        cut: Callable[[tuple[int, Any]], Iterator[Event]],
         workers: int | None,
         *,
-        ahead: int,
+        ahead: int = 64,
     ) -> None:
         self.music, self.cut, self.lock = iter(music), cut, threading.Lock()
-        self.events: queue.Queue[_Event | BaseException | None] = queue.Queue(maxsize=ahead + 1)
+        self.events: queue.Queue[Event | BaseException | None] = queue.Queue(maxsize=ahead + 1)
         self.stop = threading.Event()
         count = workers or min(8, cores())
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
 
-    def __enter__(self) -> Iterator[_Event]:
+    def __enter__(self) -> Iterator[Event]:
         for thread in self.threads:
             thread.start()
         return self._events()
@@ -356,7 +371,7 @@ class _Decoders:
         for thread in self.threads:
             thread.join()
 
-    def _events(self) -> Iterator[_Event]:
+    def _events(self) -> Iterator[Event]:
         running = len(self.threads)
         while running:
             event = self.events.get()
@@ -378,11 +393,11 @@ class _Decoders:
             self._put(error)
         self._put(None)
 
-    def _next(self) -> tuple[int, Music] | None:
+    def _next(self) -> tuple[int, Any] | None:
         with self.lock:
             return next(self.music, None)
 
-    def _put(self, event: _Event | BaseException | None) -> None:
+    def _put(self, event: Event | BaseException | None) -> None:
         while not self.stop.is_set():
             with suppress(queue.Full):
                 self.events.put(event, timeout=0.1)

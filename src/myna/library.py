@@ -103,7 +103,7 @@ def embed_library(
     if on_track:
         on_track(summary)
     parts.mkdir(parents=True, exist_ok=True)
-    writer = _Parts(parts, described)
+    writer = Parts(parts, described)
     for number, result in model.stream((track.path for track in todo), hop_s=hop_s, workers=workers):
         writer.add(_rows(todo[number], result, windows=windows))
         _count(summary, todo[number], result)
@@ -253,7 +253,7 @@ def _rows(track: Track, result: Embedding | AudioError, *, windows: bool) -> lis
     return [row | {"start_s": float(start), "embedding": vector} for start, vector in each]
 
 
-class _Parts:
+class Parts:
     """Finished rows, written to a file of their own every so often."""
 
     def __init__(self, folder: Path, described: pa.Schema) -> None:
