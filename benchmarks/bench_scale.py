@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/bench_scale.py --out benchmarks/results/scale-<machine>-<month>.json
 
-The stores are made of holes: they are as large as real ones and read as silence, so that no disk is measured.
+The stores are made of holes: they are as large as real ones and read as silence. The data path is timed on steps that
+have been read once before, so that it is the path that is measured and not the disk or the first touch of a page.
 Every number is the median over rounds; ranks are processes that `torchrun` starts, their speed the last logged row's.
 """
 
@@ -49,16 +50,25 @@ def loader_of(store: Store, settings: Settings, batch: int, *, threads: int = 1)
     return Loader(store, settings.view, settings.model.grids(), batch=batch, seed=0, rows=rows)
 
 
+def data_seconds(loader: Loader, *, rounds: int) -> float:
+    """Return the time of a batch, of the first few steps of an epoch, each read for the second time."""
+    steps = range(min(4, loader.steps_per_epoch))
+    for step in steps:
+        loader(step)
+    number = count()
+    return seconds(lambda: loader(steps[next(number) % len(steps)]), rounds=rounds)
+
+
 def over_batches(store: Store, settings: Settings, batches: list[int], *, rounds: int) -> Rows:
     """Time the data path, the loss alone and the whole step in exact micro-batches."""
     found, model = [], MynaModel(settings.model)
     step = Step(model, settings.loss, micro_batch=MICRO_BATCH)
     for batch in batches:
-        loader, number = loader_of(store, settings, batch), count()
+        loader = loader_of(store, settings, batch)
         z = torch.randn(VIEWS, batch, settings.model.projector_dim, requires_grad=True)
         views = loader(0)
         spent = {
-            "data": seconds(lambda loader=loader, number=number: loader(next(number)), rounds=rounds),
+            "data": data_seconds(loader, rounds=rounds),
             "loss": seconds(lambda z=z: contrastive(*z)[0].backward(), rounds=rounds),
             "step": seconds(lambda views=views: step(views), rounds=1 if batch > 4096 else rounds),
         }
@@ -77,12 +87,7 @@ def over_stores(folder: Path, settings: Settings, sizes: list[int], *, batch: in
         cut = Clips(store, clip_seconds=settings.view.clip_seconds, crop_frames=96)
         epoch = count()
         order_s = seconds(lambda c=cut, e=epoch, b=size: c.order(seed=0, epoch=next(e), batch=b), rounds=rounds)
-        loader, number = loader_of(store, settings, size), count()
-        loader(0)
-        # within an epoch, so that its order is not in it
-        data_s = seconds(
-            lambda loader=loader, n=number: loader(next(n) % loader.steps_per_epoch), rounds=min(rounds, 9)
-        )
+        data_s = data_seconds(loader_of(store, settings, size), rounds=rounds)
         found.append({"clips": clips, "open_s": open_s, "order_s": order_s, "data_clips_per_s": size / data_s})
         found[-1]["order_us_per_clip"] = 1e6 * order_s / clips
         print(found[-1], flush=True)
@@ -109,11 +114,11 @@ def over_threads(store: Store, settings: Settings, threads: list[int], *, batch:
     found = []
     for number in threads:
         torch.set_num_threads(number)
-        loader, step, which = loader_of(store, settings, batch, threads=number), None, count()
+        loader = loader_of(store, settings, batch, threads=number)
         step = Step(MynaModel(settings.model), settings.loss)
         views = loader(0)
         spent = {
-            "data": seconds(lambda loader=loader, which=which: loader(next(which)), rounds=rounds),
+            "data": data_seconds(loader, rounds=rounds),
             "step": seconds(lambda step=step, views=views: step(views), rounds=rounds),
         }
         found.append({"threads": number, **{f"{name}_clips_per_s": batch / s for name, s in spent.items()}})

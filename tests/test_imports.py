@@ -17,7 +17,7 @@ ARROW = """
     metric bootstrap problem grid cohort schedule probe
     library baseline huggingface precomputed peer cache evaluate quoted board listener marble hear export
     about doctor plot score timbre songs report question exam demo
-    figure sweep reproduce cli __main__
+    figure sweep reproduce cli.base cli.learn cli.use cli.judge cli.tell cli __main__
 """.split()  # noqa: SIM905 (a list of words, read as one)
 # optional extras may be imported where they are used; __init__ loads PyTorch only when asked
 LATE = {("run", "torch.utils.tensorboard"), ("__init__", "myna.embedder"), ("huggingface", "transformers")}
@@ -38,6 +38,9 @@ def imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         if node.module == "myna":
             return [f"myna.{alias.name}" for alias in node.names]
+        parts = [f"{node.module}.{alias.name}" for alias in node.names]
+        if all(part.removeprefix("myna.") in modules() for part in parts):  # modules of a package of ours
+            return parts
         return [node.module or ""]
     return []
 

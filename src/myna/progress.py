@@ -46,6 +46,33 @@ class Bar:
             self.spoke = now
 
 
+class Stages:
+    """The two stages of an evaluation, each with a bar of its own: `with Stages("runs/a on gtzan") as stages`."""
+
+    def __init__(self, of: str) -> None:
+        self.of, self.bar, self.name = of, None, ""
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.__exit__()
+
+    def embedded(self, done: int, items: int, failed: int) -> None:
+        self._bar("embed", "items")(done, items, f"{self.of}, {failed} failed")
+
+    def probed(self, step: int, stopped: int, probes: int) -> None:
+        """Tell of a search; a step 0 begins the next one, as of another representation or seed."""
+        self._bar("probe", "probes", fresh=step == 0)(stopped, probes, f"{self.of}, step {step}")
+
+    def _bar(self, name: str, unit: str, *, fresh: bool = False) -> Bar:
+        if self.bar is None or name != self.name or fresh:
+            self.__exit__()
+            self.bar, self.name = Bar(name, unit).__enter__(), name
+        return self.bar
+
+
 def clock(seconds: float) -> str:
     """Write a duration as 0:07, 3:20, 2:05:00 or 4 days 3 h."""
     whole = round(seconds)
