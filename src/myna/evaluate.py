@@ -22,7 +22,8 @@ from myna.checkpoint import write_text
 from myna.errors import StoreError, TaskError
 from myna.grid import GRID, WIDE, ProbeConfig, Protocol
 from myna.peer import Peer
-from myna.probe import Outcome, Problem, Split, search_seeds
+from myna.probe import Outcome, search_seeds
+from myna.problem import Problem, Split
 from myna.task.base import PARTS, Item, Part, Task, hash_ids
 
 FORMAT, VERSION = "myna-result", 1
