@@ -14,6 +14,10 @@ $myna prepare "$folder/demo/songs" -o "$folder/store"
 $myna pretrain "$folder/store" -o "$folder/run" --recipe tiny --steps 6 --batch 16 --log-every 2
 $myna pretrain "$folder/store" -o "$folder/run" --resume --steps 8
 $myna embed "$folder/demo/exam" -m "$folder/run" -o "$folder/library.parquet"
+$myna evaluate "$folder/run" mfcc --task "$folder/demo/exam/labels.csv" --columns style --split 50/25/25 --head quick \
+    -o "$folder/results"
+$myna export "$folder/run" -o "$folder/model.onnx"
+$myna tasks
 $myna info "$folder/store"
 $myna info "$folder/run"
 $myna info "$folder/library.parquet"

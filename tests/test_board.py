@@ -6,9 +6,10 @@ from myna.board import COLUMNS, QUOTED, average, results_sheet
 from myna.quoted import TABLE_1
 
 
-def record(model, task, scores, *, missing=(), protocol="jukemir"):
+def record(model, task, scores, *, missing=(), protocol="jukemir", grid=216):
     return {
         "protocol": protocol,
+        "grid": [{}] * grid,
         "model": {"name": model},
         "task": {"name": task, "missing": list(missing), "unusable": {}},
         "test": {
@@ -57,6 +58,8 @@ def test_protocols_are_never_mixed_and_what_is_missing_is_told():
         [ALL[1], record("ours", "gtzan", [("accuracy", 0.9)], missing=["jazz.00054"], protocol="windows")]
     )
     assert [row[0] for row in sheet.rows[:2]] == ["ours", "ours [windows]"]
+    few = record("ours", "gtzan", [("accuracy", 0.9)], grid=3)
+    assert [row[0] for row in results_sheet([ALL[1], few]).rows[:2]] == ["ours", "ours [3 probes]"]
     assert any("1 items are missing, so this is not the benchmark" in note for note in sheet.notes)
 
 

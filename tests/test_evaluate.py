@@ -146,7 +146,7 @@ def test_a_hybrids_representations_are_chosen_on_valid_and_all_told(tmp_path):
     assert record["alternatives"]["square"]["test"]["accuracy"] < 0.8
     valid = {name: one["valid"]["accuracy"] for name, one in record["alternatives"].items()}
     assert record["chosen"]["valid"]["accuracy"] == max(valid.values())
-    assert [row[0] for row in results_sheet([record]).rows] == ["hybrid", "  square", "  vertical", "  both"]
+    assert [row[0] for row in results_sheet([record]).rows] == ["hybrid [2 probes]", "  square", "  vertical", "  both"]
 
 
 def test_songs_of_several_clips_are_answered_together(tmp_path):
@@ -176,7 +176,7 @@ def test_windows_are_a_protocol_of_their_own(tmp_path):
     peer = open_peer("mel-statistics")
     record = evaluate(peer, task, tmp_path / "out", Plan(protocol="windows", grid=FEW[:1]))
     assert record["embeddings"]["rows"] == "windows"
-    assert results_sheet([record]).rows[0][0].endswith("[windows]")
+    assert results_sheet([record]).rows[0][0].endswith("[windows, 1 probes]")
     both = [record, evaluate(peer, task, tmp_path / "out", Plan(grid=FEW[:1]))]
     assert len(read_results(tmp_path / "out")) == 2
     assert len({row[0] for row in results_sheet(both).rows}) == 2  # never mixed in one row

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from myna.question import QUESTIONS, ask, chroma, mel_statistics, weighted_key_score
-from myna.songs import INSTRUMENTS, KEYS, song
+from myna.key import KEYS
+from myna.question import QUESTIONS, ask, tasks, weighted_key_score
+from myna.songs import INSTRUMENTS, song
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +52,32 @@ def test_key_score_is_the_mirex_one_and_knows_its_direction():
     assert weighted_key_score(["C major", "C major"], ["C major", "F# minor"]) == 0.5
 
 
-@pytest.mark.parametrize(("midi", "pitch_class"), [(60, 0), (69, 9), (42, 6), (95, 11)])
-def test_chroma_hears_the_pitch_class(midi, pitch_class):
-    hz = 440 * 2 ** ((midi - 69) / 12)
-    found = chroma(np.sin(2 * np.pi * hz * np.arange(32_000) / 16_000).astype(np.float32))
-    assert found.argmax() == pitch_class
-    assert found.sum() == pytest.approx(1.0, abs=1e-5)
+def test_questions_become_tasks(songs):
+    found = tasks([Path(f"/songs/{i:05d}.mp3") for i in range(240)], songs, labelled=90)
+    assert tuple(found) == QUESTIONS
+    for question, task in found.items():
+        assert [len(task.of(part)) for part in ("train", "valid", "test")] == [60, 30, 150], question
+    number = {item.id: i for i, item in enumerate(found["key"].items)}
+    assert all(found["key"].outputs[item.label] == songs[number[item.id]].key for item in found["key"].items)
+    assert all(found["style"].outputs[item.label] == songs[number[item.id]].style for item in found["style"].items)
+    for item in found["instruments"].items:
+        plays = {name for name, yes in zip(found["instruments"].outputs, item.label, strict=True) if yes}
+        assert plays == set(songs[number[item.id]].instruments) & set(found["instruments"].outputs)
 
 
-def test_mel_statistics_are_mean_and_deviation_in_decibels():
-    mel = np.array([[1.0, 100.0], [10.0, 100.0]], np.float32)
-    np.testing.assert_allclose(mel_statistics(mel), [5, 20, 5, 0], atol=1e-4)
+def test_instruments_are_asked_for_where_every_split_can_tell(songs):
+    task = tasks([Path(f"{i}.mp3") for i in range(240)], songs, labelled=12)["instruments"]
+    assert 0 < len(task.outputs) < len(INSTRUMENTS)
+    for part in ("train", "valid", "test"):
+        labels = task.labels(part)
+        assert ((labels.min(0) == 0) & (labels.max(0) == 1)).all()
+
+
+def test_tempo_is_scaled_by_the_labelled_songs_alone(songs):
+    paths = [Path(f"{i}.mp3") for i in range(240)]
+    task = tasks(paths, songs, labelled=90)["tempo"]
+    known = np.concatenate([task.labels("train"), task.labels("valid")])
+    assert known.mean() == pytest.approx(0, abs=1e-5)
+    assert known.std() == pytest.approx(1, abs=1e-5)
+    fewer = tasks(paths[:120], songs[:120], labelled=90)["tempo"]
+    np.testing.assert_array_equal(fewer.labels("train"), task.labels("train"))

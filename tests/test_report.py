@@ -4,13 +4,11 @@ import dataclasses
 import io
 import json
 import os
-import re
 from html.parser import HTMLParser
 
 import av
 import numpy as np
 import pytest
-from rich.console import Console
 
 from myna.report import (
     Clip,
@@ -21,7 +19,6 @@ from myna.report import (
     ScoreTable,
     encode_excerpt,
     page,
-    text_table,
     verdict,
     write_page,
 )
@@ -226,19 +223,6 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_intervals_never_promise_too_much():
     assert str(Score(0.713, 0.70, 0.74)) == "71.3 ±2.7"
     assert str(Score(-0.04, -0.05, -0.035)) == "−4.0 ±1.0"
-
-
-def test_text_table_prints_scores_and_marks_the_best():
-    console = Console(width=120, record=True, file=io.StringIO(), color_system="standard", force_terminal=True)
-    console.print(text_table(table()))
-    styled = console.export_text(styles=True, clear=False)
-    plain = console.export_text()
-    assert "72.0 ±2.5" in plain
-    assert "[red]weighted" in plain
-    (chances,) = [line.replace("│", "").split() for line in plain.splitlines() if "chance" in line]
-    assert chances == ["chance", "12.5", "0.0", "4.0"]
-    bold = re.findall(r"\x1b\[1m *([^\x1b]* ±[^\x1b]*)\x1b", styled)
-    assert bold == ["72.0 ±2.5", "31.0 ±2.0", "12.0 ±2.0"]
 
 
 def test_what_prints_equal_is_a_tie():

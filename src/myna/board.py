@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from myna.grid import GRID
 from myna.quoted import AVERAGE, BENCHMARKS, TABLE_1
 
 Record = dict[str, Any]
@@ -146,9 +147,11 @@ def _score(score: Record) -> str:
 
 
 def _label(record: Record) -> str:
-    """Name a model, and the protocol where it is not the paper's."""
-    protocol = "" if record["protocol"] == "jukemir" else f" [{record['protocol']}]"
-    return record["model"]["name"] + protocol
+    """Name a model, and what probed it where that is not the paper's protocol with all of its grid."""
+    protocol, probes = record["protocol"], len(record["grid"] or [])
+    told = [] if protocol == "jukemir" else [protocol]
+    told += [f"{probes} probes"] if probes not in (0, len(GRID)) else []
+    return record["model"]["name"] + (f" [{', '.join(told)}]" if told else "")
 
 
 def _halves(record: Record) -> list[str]:

@@ -20,7 +20,7 @@ from myna import __version__
 from myna.cache import Vectors, digest_of, embed_task, item_key, slug
 from myna.checkpoint import write_text
 from myna.errors import StoreError, TaskError
-from myna.grid import GRID, WIDE, ProbeConfig, Protocol
+from myna.grid import GRID, QUICK, WIDE, ProbeConfig, Protocol
 from myna.peer import Peer
 from myna.probe import Outcome, search_seeds
 from myna.problem import Problem, Split
@@ -29,8 +29,8 @@ from myna.task.base import PARTS, Item, Part, Task, hash_ids
 FORMAT, VERSION = "myna-result", 1
 CACHE = "embeddings"
 SHOWN = 5  # items named in an error
-Head = Literal["grid", "mlp-wide"]
-HEADS: Mapping[str, tuple[ProbeConfig, ...]] = {"grid": GRID, "mlp-wide": WIDE}
+Head = Literal["grid", "quick", "mlp-wide"]
+HEADS: Mapping[str, tuple[ProbeConfig, ...]] = {"grid": GRID, "quick": QUICK, "mlp-wide": WIDE}
 Record = dict[str, Any]
 
 

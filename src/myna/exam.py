@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
 from myna.audio import load
+from myna.baseline import baselines
 from myna.embedder import Myna
-from myna.mel import MelSpectrogram
 from myna.progress import Bar
-from myna.question import METRICS, QUESTIONS, ask, chroma, mel_statistics
+from myna.question import METRICS, QUESTIONS, ask
 from myna.report import ScoreTable
 from myna.songs import Song, song, write_corpus
 
@@ -82,18 +81,14 @@ class ComposedExam(Exam):
     def vectors(self, model: Myna | Baseline) -> Float32[np.ndarray, "item dim"]:
         if isinstance(model, Myna):
             return model.encode([path for path, _ in self.written])
-        hear = {"chroma": chroma, "mel statistics": _mel_statistics}[model]
-        return np.stack([hear(load(path).samples) for path, _ in self.written])
+        fixed = baselines()[model.replace(" ", "-")]
+        return np.concatenate([fixed.embed_windows(load(path).samples[None]) for path, _ in self.written])
 
     def scores(self, vectors: Float32[np.ndarray, "item dim"]) -> dict[str, float]:
         songs = [labels for _, labels in self.written]
         table = self.ask({"x": vectors}, songs, labelled=self.labelled, seeds=self.draws)
         found = {question: 100 * table.scores["x", question].mean for question in self.questions}
         return found | {AVERAGE: float(np.mean(list(found.values())))}
-
-
-def _mel_statistics(samples: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " value"]:
-    return mel_statistics(MelSpectrogram()(torch.from_numpy(samples)[None])[0].numpy())
 
 
 def compose(folder: Path, count: int, *, seconds: float, seed: int) -> list[tuple[Path, Song]]:

@@ -1,4 +1,4 @@
-"""The settings of a probe, and the grids of them: JukeMIR's 216, and the wide heads for keys."""
+"""The settings of a probe, and the grids of them: JukeMIR's 216, three of them, and the wide heads for keys."""
 
 import itertools
 from typing import Annotated, Literal
@@ -39,6 +39,13 @@ GRID: tuple[ProbeConfig, ...] = tuple(
     for standardise, hidden, batch, rate, dropout, l2 in itertools.product(
         (False, True), ((), (512,)), (64, 256), (1e-5, 1e-4, 1e-3), (0.25, 0.5, 0.75), (0.0, 1e-4, 1e-3)
     )
+)
+
+# Three of the 216, for a quick look and the demo: linear, standardised, batches of 64 at the fastest rate
+QUICK: tuple[ProbeConfig, ...] = tuple(
+    config
+    for config in GRID
+    if config.standardise and not config.hidden and (config.batch, config.learning_rate, config.l2) == (64, 1e-3, 0.0)
 )
 
 # The two heads of KeyMyna (arXiv 2604.10021). Its widths and dropout are known; that the dropout follows the ReLUs

@@ -1,25 +1,66 @@
-"""Questions asked of vectors, answered from few labels: what a representation knows of key, style, instruments, tempo.
+"""Questions about composed songs, answered from few labels: key, style, instruments and tempo.
 
-A ridge probe on standardised vectors, its strength chosen by leave-one-out on the labelled songs alone, and scored on
-songs that neither the probe nor the encoder saw. Repeated over seeds, each with its own draw of labelled songs.
+`tasks` makes benchmarks of them, for the probes of `evaluate`. `ask` is for sweeps over many models: a ridge probe on
+standardised vectors, hundreds of times quicker than JukeMIR's search, its strength chosen by leave-one-out on the
+labelled songs alone, and scored on songs that neither the probe nor the encoder saw. Repeated over seeds, each with
+its own draw of labelled songs.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import mir_eval
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from myna.key import KEYS
 from myna.report import Score, ScoreTable
-from myna.songs import INSTRUMENTS, Song
+from myna.songs import INSTRUMENTS, STYLES, Song
+from myna.task.base import Answer, Item, Part, Task
 
 QUESTIONS = ("key", "style", "instruments", "tempo")
 METRICS = {"key": "weighted score", "style": "accuracy", "instruments": "macro ROC-AUC", "tempo": "R² of log"}
 STRENGTHS = np.logspace(-1, 5, 13)
+Labels = list[int] | list[tuple[float, ...]]
+
+
+def tasks(paths: Sequence[Path], songs: Sequence[Song], *, labelled: int) -> dict[str, Task]:
+    """Make a benchmark of each question: the first third of the labelled songs is valid, the rest train, all else test.
+
+    Tempo is its logarithm, scaled by the labelled songs' mean and deviation. Of the instruments, those are asked for
+    that some songs of each split play and some do not.
+    """
+    parts: list[Part] = [
+        "valid" if i < labelled // 3 else "train" if i < labelled else "test" for i in range(len(songs))
+    ]
+    return {question: _task(question, paths, songs, parts) for question in QUESTIONS}
+
+
+def _task(question: str, paths: Sequence[Path], songs: Sequence[Song], parts: Sequence[Part]) -> Task:
+    answer, outputs, labels = _labels(question, songs, np.array(parts))
+    each = zip(paths, parts, labels, strict=True)
+    items = tuple(Item(path.stem, path, part, label, path.stem) for path, part, label in each)
+    return Task(question, 1, answer, outputs, items)
+
+
+def _labels(question: str, songs: Sequence[Song], parts: np.ndarray) -> tuple[Answer, tuple[str, ...], Labels]:
+    if question == "key":
+        return "key", KEYS, [KEYS.index(song.key) for song in songs]
+    if question == "style":
+        return "single", STYLES, [STYLES.index(song.style) for song in songs]
+    if question == "instruments":
+        plays = np.array([[instrument in song.instruments for instrument in INSTRUMENTS] for song in songs])
+        asked = np.all(
+            [plays[parts == part].any(0) & ~plays[parts == part].all(0) for part in np.unique(parts)], axis=0
+        )
+        names = tuple(name for name, yes in zip(INSTRUMENTS, asked, strict=True) if yes)
+        return "multi", names, [tuple(map(float, row)) for row in plays[:, asked]]
+    tempo = np.log2([song.tempo_bpm for song in songs])
+    known = tempo[parts != "test"]
+    return "regression", ("tempo",), [(float(value),) for value in (tempo - known.mean()) / known.std()]
 
 
 def ask(
@@ -51,13 +92,18 @@ def ask(
             for place, s in scores.items()
         },
         metric=METRICS,
-        chance={
-            "key": _chance_of_key(songs),
-            "style": _most_common([s.style for s in songs]),
-            "instruments": 0.5,
-            "tempo": 0.0,
-        },
+        chance=chance(songs),
     )
+
+
+def chance(songs: Sequence[Song]) -> dict[str, float]:
+    """Return what each question gives who always answers the same."""
+    return {
+        "key": _chance_of_key(songs),
+        "style": _most_common([s.style for s in songs]),
+        "instruments": 0.5,
+        "tempo": 0.0,
+    }
 
 
 def _classify(known: np.ndarray, asked: np.ndarray, labels: Sequence[str]) -> list[str]:
@@ -102,22 +148,3 @@ def _chance_of_key(songs: Sequence[Song]) -> float:
     """Return what always answering the best single key would score."""
     keys = [song.key for song in songs]
     return max(weighted_key_score(keys, [guess] * len(keys)) for guess in sorted(set(keys)))
-
-
-def mel_statistics(mel: Float32[np.ndarray, "frame band"]) -> Float32[np.ndarray, " value"]:
-    """Return mean and standard deviation over time of each band in decibels: what is heard without any learning."""
-    decibel = 10 * np.log10(np.maximum(mel, 1e-8))
-    return np.concatenate([decibel.mean(axis=0), decibel.std(axis=0)])
-
-
-def chroma(samples: Float32[np.ndarray, " samples"], *, rate_hz: int = 16_000) -> Float32[np.ndarray, "12"]:
-    """Return the share of each pitch class, C first, in the magnitudes from 65 to 2000 Hz: the classic key feature."""
-    n_fft = 8192  # 2 Hz a bin: semitones part from 40 Hz up
-    padded = torch.from_numpy(np.pad(samples, (0, max(0, n_fft - len(samples)))))
-    frames = padded.unfold(0, n_fft, n_fft // 2) * torch.hann_window(n_fft)
-    magnitude = torch.fft.rfft(frames).abs().sqrt().mean(dim=0).numpy()
-    hz = np.arange(len(magnitude)) * rate_hz / n_fft
-    heard = (hz >= 65) & (hz <= 2000)
-    pitch_class = np.round(69 + 12 * np.log2(hz[heard] / 440)).astype(int) % 12
-    shares = np.bincount(pitch_class, magnitude[heard], minlength=12) / np.bincount(pitch_class, minlength=12)
-    return (shares / max(shares.sum(), 1e-12)).astype(np.float32)

@@ -16,8 +16,6 @@ import av
 import numpy as np
 import soxr
 from jaxtyping import Float, Int
-from rich.table import Table
-from rich.text import Text
 
 from myna import plot
 
@@ -30,7 +28,7 @@ EXCERPT_BIT_RATE = 32_000
 
 @dataclass(frozen=True)
 class Score:
-    """A score between 0 and 1 and its interval over seeds; R² may be below 0. Printed times 100."""
+    """A score between 0 and 1 and its interval; R² may be below 0. Printed times 100."""
 
     mean: float
     low: float
@@ -117,23 +115,6 @@ class Report:
 
 
 # ------------------------------------------------------------------------------------ the numbers
-
-
-def text_table(table: ScoreTable) -> Table:
-    """Lay the scores out for a terminal: times 100, ± the interval, the best of a column in bold."""
-    grid = Table(caption="×100; ± interval over seeds; bold: best of its column")
-    grid.add_column("")
-    for column in table.columns:
-        grid.add_column(Text.assemble(column, "\n", (table.metric[column], "dim")), justify="right")
-    for row in table.rows:
-        cells = [
-            Text(str(table.scores[row, column]), style="bold" if row in table.best(column) else "")
-            for column in table.columns
-        ]
-        grid.add_row(Text(row), *cells)
-    chances = [Text(f"{100 * table.chance[column]:.1f}", style="dim") for column in table.columns]
-    grid.add_row(Text("chance", style="dim"), *chances)
-    return grid
 
 
 def verdict(table: ScoreTable) -> str:
@@ -308,7 +289,7 @@ def _scores(report: Report) -> str:
             best=table.best(column),
         )
         panels.append(f"<figure><h3>{escape(column)}</h3>{picture}</figure>")
-    explained = f"{table.protocol} Bold is best; lines are intervals over seeds."
+    explained = f"{table.protocol} Bold is best; lines are intervals."
     heading = verdict(table)
     return _section(heading[0].upper() + heading[1:], f'<div class="grid">{"".join(panels)}</div>', explained=explained)
 

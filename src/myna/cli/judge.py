@@ -104,7 +104,7 @@ def evaluate(
     out: Out,
     data: list[Path] | None = None,
     protocol: Protocol = "jukemir",
-    head: Literal["grid", "mlp-wide"] = "grid",
+    head: Literal["grid", "quick", "mlp-wide"] = "grid",
     seeds: int = 1,
     allow_missing: bool = False,
     splits: Path | None = None,
@@ -142,7 +142,7 @@ def evaluate(
     protocol
         jukemir, as the paper names it; windows: probes on single windows; marble: one probe, MARBLE's rule.
     head
-        grid: the 216 configurations; mlp-wide: the two wide heads of key detection.
+        grid: the 216 configurations; quick: three of them; mlp-wide: the two wide heads of key detection.
     seeds
         Probe seeds: mean and interval over so many searches.
     allow_missing
