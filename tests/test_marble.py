@@ -3,10 +3,12 @@
 import importlib
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import myna.marble
@@ -94,6 +96,18 @@ def test_where_marble_is_installed_the_encoder_is_one_of_its_own(folder, monkeyp
         monkeypatch.undo()
         importlib.reload(myna.marble)
     assert not issubclass(myna.marble.MynaEncoder, BaseEncoder)
+
+
+def test_the_configuration_in_the_documentation_is_one_that_marble_can_build(folder):
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    told = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["model"]["init_args"]
+    module, _, name = told["encoder"]["class_path"].rpartition(".")
+    options = told["encoder"]["init_args"] | {"pre_trained_folder": str(folder), "expected_features": 32}
+    encoder = getattr(importlib.import_module(module), name)(**options)
+    assert told["sample_rate"] == encoder.SAMPLING_RATE
+    states = encoder(sounds())
+    assert [states[i] for i in told["emb_transforms"][0]["init_args"]["layers"]] == states
+    assert told["decoders"][0]["init_args"]["in_dim"] == told["encoder"]["init_args"]["expected_features"]
 
 
 def test_what_does_not_fit_is_one_sentence(folder):

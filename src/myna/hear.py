@@ -1,6 +1,6 @@
 """Our models through the common API of HEAR, the Holistic Evaluation of Audio Representations.
 
-`python -m heareval.embeddings.runner myna.hear --model runs/a`
+`hear-validator myna.hear --model runs/a`
 """
 
 import torch

@@ -10,7 +10,7 @@
   answered by song, by the strategy that is best on valid.
 - "windows": the same rules, but each window is a training example with its item's label, and an item's answer is that
   of the mean of its windows' outputs. So do the scripts that came with Myna, which choose on test; this does not.
-- "marble": see `marble`.
+- "marble": see `schedule`.
 
 A class that train lacks is allowed, as in JukeMIR: no item of it will be answered rightly.
 """
