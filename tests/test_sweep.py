@@ -214,13 +214,6 @@ def test_what_cannot_be_done_is_refused(tmp_path, item, options, said):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_recipe_is_left_out_of_the_table_and_refused_alone(monkeypatch):
-    monkeypatch.delitem(recipe.RECIPES, "mae", raising=False)
-    assert "MAE" not in {run.model for run in ITEMS["table1"](SMOKE).runs}
-    with pytest.raises(ConfigError, match="needs the recipe mae"):
-        ITEMS["appendix-b"](SMOKE)
-
-
 def test_composed_exam_asks_the_same_of_all(tmp_path):
     exam = ComposedExam(tmp_path / "exam", songs=48, labelled=32, seconds=4.0, draws=2)
     assert exam.splits == ["train"] * 24 + ["validation"] * 12 + ["test"] * 12

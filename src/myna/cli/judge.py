@@ -93,6 +93,7 @@ def unpack_task(name: str, /, *, data: Path) -> int:
     """
     for folder, files in unpack(name, data).items():
         err.print(f"{folder}: {files} files")
+    return 0
 
 
 @app.command
