@@ -11,8 +11,8 @@ test: .venv/ready
 
 check: .venv/ready
 	$(PY) -m pip install --quiet -c constraints.txt -e ".[dev]"
-	.venv/bin/ruff format --check src tests benchmarks
-	.venv/bin/ruff check src tests benchmarks
+	.venv/bin/ruff format --check src tests benchmarks examples
+	.venv/bin/ruff check src tests benchmarks examples
 
 # the environment is made anew when what it is made from changes
 .venv/ready: pyproject.toml constraints.txt
