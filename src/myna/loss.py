@@ -21,6 +21,8 @@ from myna.rank import SOLO, World
 Form = Literal["paper", "ntxent", "sogclr"]
 # A chunk of rows should stay in a core's cache, 6 MB of float32, or fill a GPU but stay in its L2, 32 MB.
 _CHUNK_NUMBERS = {"cpu": 3 << 19, "cuda": 1 << 23}
+# Of the largest batches a chunk is more than that: a product of a dozen rows wastes what it multiplies with.
+_LEAST_ROWS = {"cpu": 64, "cuda": 256}
 LEARNED_BOUNDS = 0.01, 1.0  # CLIP's, of its learned temperature (arXiv 2103.00020)
 # iSogCLR's, of a clip's own temperature, and its momentum (arXiv 2305.11965, as its authors' library has them)
 INDIVIDUAL_BOUNDS, INDIVIDUAL_MOMENTUM = (0.05, 0.7), 0.9
@@ -145,7 +147,7 @@ class _Contrastive(torch.autograd.Function):
         local = mine.shape[1]
         z = world.gather(mine).flatten(0, 1)  # views of clip i are rows i and i + batch
         rows = len(z)
-        chunk = chunk or max(1, min(local, _CHUNK_NUMBERS.get(mine.device.type, 1 << 22) // rows))
+        chunk = chunk or min(local, _rows_at_once(rows, mine.device.type))
         found = z.new_empty(4, 2, local)  # of every anchor: see _rows
         gradient = torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):
@@ -177,6 +179,10 @@ class _Contrastive(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradient, of_temperature = ctx.saved_tensors
         return grad * gradient, None if of_temperature is None else grad * of_temperature, *[None] * 5
+
+
+def _rows_at_once(rows: int, device: str) -> int:
+    return max(_LEAST_ROWS.get(device, 64), _CHUNK_NUMBERS.get(device, 1 << 22) // rows)
 
 
 def _log_others(rows: int) -> float:
