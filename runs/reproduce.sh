@@ -3,6 +3,7 @@
 #
 #   runs/reproduce.sh --small [ITEM ...]          composed songs, half an hour an item on two cores
 #   runs/reproduce.sh --store STORE [ITEM ...]    full size on AudioSet; docs/data.md says how to make the store
+#       --task gtzan --data GTZAN ...             on benchmarks, each with its folder; else on composed songs
 #
 # Options go to `myna reproduce`; without items, all are done. $OUT (out/reproduced) gets a .md and a .svg an item.
 set -euo pipefail
@@ -13,7 +14,7 @@ out=${OUT:-out/reproduced}
 options=() items=()
 while (($#)); do
     case $1 in
-    --store | --size) options+=("$1" "${2:?$1 needs a value}"); shift 2 ;;
+    --store | --size | --task | --data | --device) options+=("$1" "${2:?$1 needs a value}"); shift 2 ;;
     --*) options+=("$1"); shift ;;
     *) items+=("$1"); shift ;;
     esac

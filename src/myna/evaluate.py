@@ -88,7 +88,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     vectors = embed_task(peer, task, folder, windows=plan.windows, workers=workers, on_item=told.embedded)
     if vectors.failed and not plan.allow_missing:
-        raise TaskError(_complaint(peer, task, vectors))
+        raise TaskError(complaint(peer, task, vectors))
     embedded = time.monotonic()
     grid = None if plan.protocol == "marble" else plan.grid
     outcomes, spread = search_seeds(
@@ -220,7 +220,8 @@ def _read(path: Path) -> Record:
     return record
 
 
-def _complaint(peer: Peer, task: Task, vectors: Vectors) -> str:
+def complaint(peer: Peer, task: Task, vectors: Vectors) -> str:
+    """Say which items could not be embedded, and what to do."""
     shown = "; ".join(f"{name}: {why}" for name, why in sorted(vectors.failed.items())[:SHOWN])
     more = f"; and {len(vectors.failed) - SHOWN} more" if len(vectors.failed) > SHOWN else ""
     return (

@@ -234,6 +234,9 @@ def reproduce(
     size: Literal["full", "small", "smoke"] = "full",
     small: bool = False,
     store: Path | None = None,
+    task: list[str] | None = None,
+    data: list[Path] | None = None,
+    device: str | None = None,
 ) -> int:
     """Repeat a table or figure of the paper, or a part of the study of key. What is done already is not done again.
 
@@ -250,8 +253,19 @@ def reproduce(
         The same as --size small.
     store
         The store to train on, of AudioSet's music; needed at full size.
+    task
+        What the models are examined on, as in `evaluate`: benchmarks or tables of your own. Composed songs, unless
+        given.
+    data
+        The folder of a benchmark: one for each --task that is no table, in the same order.
+    device
+        Where probes are trained: cuda, mps or cpu; the best there is by default.
     """
-    files = extra("reproduce", "demo").reproduce(item, out, size="small" if small else size, store=store)
+    module, exam = extra("reproduce", "demo"), None
+    if task:
+        loaded = [load(name, folder) for name, folder in _pairs(task, data or [])]
+        exam = module.BenchmarkExam(loaded, out / "embeddings", device=str(pick_device(device)))
+    files = module.reproduce(item, out, size="small" if small else size, store=store, exam=exam)
     print(files[0].read_text(encoding="utf-8"))
     for file in files:
         err.print(f"{file}")
