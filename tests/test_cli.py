@@ -106,7 +106,9 @@ def test_brackets_in_a_path_are_shown_as_they_are(place, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_is_always_told(place, tmp_path, number):
-    code = "import myna.cli, time; print('go', flush=True); myna.cli.main()"
+    # where a shell starts this in the background, interrupts are ignored unless a program takes them back
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import myna.cli; "
+    code += "print('go', flush=True); myna.cli.main()"
     arguments = ["prepare", str(place / "music"), "-o", str(tmp_path / "store"), "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -231,3 +233,16 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
 )
 def test_clock(seconds, wanted):
     assert clock(seconds) == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--profile", "-1"], "-1 steps were to be profiled"),
+        (["--shard", "\u00b2/3"], "i/N was wanted"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_one_sentence(place, tmp_path, capsys, arguments, sentence):
+    verb = ["prepare", place / "music"] if "--shard" in arguments else ["pretrain", place / "store", *TINY]
+    assert status([*verb, "-o", tmp_path / "out", *arguments]) == 1
+    assert sentence in said(capsys)[1]

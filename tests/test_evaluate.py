@@ -202,3 +202,31 @@ def test_the_command_line_measures_and_prints_the_table(tmp_path, capsys, monkey
         main(["evaluate", "chroma", "--task", "gtzan", "-o", str(tmp_path / "out")])
     assert ended.value.code == 1
     assert "0 --data and 1 --task that are no tables were given" in capsys.readouterr().err
+
+
+def test_a_table_named_as_a_benchmark_is_none_of_the_papers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(HEADS, "quick", FEW[:1])
+    lines = ["path,label"]
+    for i in range(16):
+        write_audio(tmp_path / f"{i}.wav", music(3.2, 16_000, seed=i), 16_000)
+        lines.append(f"{i}.wav,{'ab'[i % 2]}")
+    (tmp_path / "gtzan.csv").write_text("\n".join(lines))
+    task = [
+        "--task",
+        str(tmp_path / "gtzan.csv"),
+        "--split",
+        "50/25/25",
+        "-o",
+        str(tmp_path / "out"),
+        "--head",
+        "quick",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "chroma", *task, "--seed", "1"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "gtzan.csv accuracy" in out
+    assert "quoted" not in out
+    with pytest.raises(SystemExit):
+        main(["evaluate", "chroma", "no such model", *task])
+    assert "There is no model at no such model" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def task_of(path, **options):
 
 def test_one_class_a_row(make):
     task = task_of(make(genre=["dub", "techno"] * 4))
-    assert (task.name, task.answer, task.outputs) == ("labels", "single", ("dub", "techno"))
+    assert (task.name, task.answer, task.outputs) == ("labels.csv", "single", ("dub", "techno"))
     assert [item.label for item in task.items] == [0, 1] * 4
     assert task.items[0].path.is_file()
     assert [item.part for item in task.items] == PARTS
@@ -230,7 +230,7 @@ def test_tables_that_are_none(tmp_path):
 
 def test_missing_files(make):
     path = make(label=LABELS, paths=[f"music/{n}.wav" for n in range(7)] + ["music/gone.wav"])
-    with pytest.raises(TaskError, match=r"labels: 1 files cannot be used, 7 items can: music/gone\.wav .*no such file"):
+    with pytest.raises(TaskError, match=r"labels\.csv: 1 files cannot be used, 7 items can: music/gone\.wav .*no such file"):
         load(str(path))
     task = load(str(path), allow_missing=True)
     assert task.missing == ("music/gone.wav",)

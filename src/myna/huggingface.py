@@ -45,6 +45,10 @@ class HuggingFace:
         self.extractor, model = _load(source, trust_remote_code)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.batch = batch or (4 if self.device.type == "cpu" else 64)
+        if not hasattr(self.extractor, "sampling_rate"):
+            raise ConfigError(
+                f"{source} is no model of audio: its {type(self.extractor).__name__} has no sampling rate."
+            )
         self.rate_hz = int(self.extractor.sampling_rate)
         self.window_samples = window_samples or _window_samples(self.extractor, self.rate_hz)
         states = self._hidden_states(np.zeros((1, self.window_samples), np.float32))

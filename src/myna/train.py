@@ -41,7 +41,7 @@ from myna.reconstruction import learning
 from myna.run import RUN_FILE, Metrics, Settings, continued, read_run, total_steps, write_run
 from myna.store import Store
 from myna.view import VIEWS, DeviceRows, Views, place_rows
-from myna.vit import parameter_count
+from myna.vit import ATTENTION, parameter_count
 
 TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
 STAGES = ("wait for data", "forward+backward", "loss", "optimiser")  # the loss is a part of forward+backward
@@ -193,7 +193,9 @@ class Trainer:
             compiled = "default" if self.device.type == "cuda" else "off"
         attention = config.attention
         if attention == "auto" and self.device.type == "cuda":
-            attention = pick_attention(settings, self.device, precision, compiled)
+            forms = list(ATTENTION)
+            picked = forms.index(pick_attention(settings, self.device, precision, compiled))
+            attention = forms[self.world.first(picked, self.device)]
         elif attention == "auto":  # a rule, so that equal runs are equal: SDPA is the slow one in bf16 on CPUs
             attention = "products" if precision == "bf16" else "sdpa"
         update = {"precision": precision, "micro_batch": micro, "compile": compiled, "attention": attention}

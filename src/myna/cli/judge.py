@@ -113,6 +113,7 @@ def evaluate(
     group: str | None = None,
     kind: Answer | None = None,
     columns: str | None = None,
+    seed: int = 0,
     patches: Kind | None = None,
     window_samples: int | None = None,
     layer: str = "last",
@@ -158,6 +159,8 @@ def evaluate(
         Of your own table: what the labels are; guessed unless given.
     columns
         Of your own table: the columns with labels, parted by commas; guessed unless given.
+    seed
+        Of your own table: another seed for --split.
     patches
         Of a hybrid, only this half; by default each half and both, chosen on valid.
     window_samples
@@ -181,7 +184,7 @@ def evaluate(
     """
     module = extra("evaluate")
     names = tuple(columns.split(",")) if columns else None
-    own = Own(split, group, kind, names) if split or group or kind or names else None
+    own = Own(split, group, kind, names, seed) if split or group or kind or names or seed else None
     tables = [name for name in task if name.endswith(".csv")]
     loaded = [
         load(
@@ -203,20 +206,13 @@ def evaluate(
         device=str(pick_device(device)),
         allow_missing=allow_missing,
     )
+    options = {"layer": layer, "pooling": pooling, "trust_remote_code": trust_remote_code, "device": device}
+    options |= {"patches": patches, "window_samples": window_samples, "batch": batch}
+    peers = [open_peer(name, **options) for name in models]  # all of them first: a misspelt one costs no work
     records = []
-    for name in models:
-        peer = open_peer(
-            name,
-            patches=patches,
-            window_samples=window_samples,
-            layer=layer,
-            pooling=pooling,
-            trust_remote_code=trust_remote_code,
-            device=device,
-            batch=batch,
-        )
+    for peer in peers:
         for one in loaded:
-            with Stages(f"{name} on {one.name}") as stages:
+            with Stages(f"{peer.name} on {one.name}") as stages:
                 told = module.Told(stages.embedded, stages.probed)
                 records.append(module.evaluate(peer, one, out, plan, workers=workers, told=told))
     _print_sheet(results_sheet(records, quoted=quoted), style)

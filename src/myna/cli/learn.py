@@ -116,6 +116,8 @@ def pretrain(
     settings
         Any setting of `myna recipe NAME`, laid over recipe and config.
     """
+    if profile < 0:
+        raise ConfigError(f"{profile} steps were to be profiled; 0 or more can be.")
     chosen = recipes.get(recipe or "base")
     if resume:
         chosen = read_run(out)["settings"] if recipe is None else length_of(read_run(out)["settings"], chosen)
@@ -132,7 +134,7 @@ def pretrain(
         err.print(f"The model was not compiled: {trainer.gradient.why_not_compiled}")
     if trainer.new_projector:
         err.print(f"{init_from} has no projector: a new one was drawn from seed {trainer.settings.train.seed}.")
-    if profile:
+    if profile and (out / STAGES_FILE).is_file():  # a run that ends sooner has none
         err.print(f"{out / TRACE_FILE} can be opened in Perfetto or chrome://tracing.")
         print((out / STAGES_FILE).read_text(encoding="utf-8"), end="")
     if stopped is not None:
@@ -186,6 +188,8 @@ def reconstruct(
     found = open_model(model)
     view = found.about.get("settings", {}).get("view", {"mask_ratio": 0.75})
     settings = recipes.override(Settings(view=view), {} if mask_ratio is None else {"mask_ratio": mask_ratio})
+    if count < 1:
+        raise ConfigError(f"{count} crops were asked for; at least 1 can be drawn.")
     examples = filled_in(found.model(), Store.open(store), view=settings.view, count=count, seed=seed)
     rows = [(example.original, example.visible, example.reconstruction) for example in examples]
     write_bytes(out, tiles(rows))
@@ -203,7 +207,7 @@ def _music_of_audioset(lists: list[Path] | None, folders: list[str], ontology: P
 
 def _shard(text: str) -> tuple[int, int]:
     part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+    if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ConfigError(f"The shard {text!r} was given; i/N was wanted, from 0/N to (N-1)/N.")
     return int(part), int(parts)
 

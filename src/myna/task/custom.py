@@ -88,7 +88,7 @@ def read(
     if twice := [name for name, times in names.items() if times > 1]:
         raise TaskError(f"{table} has {twice[0]!r} more than once: give each row an `id`, or one row a file.")
     items.sort(key=lambda item: item.id)
-    return Task(table.stem, VERSION, understood.answer, outputs, tuple(items), notes=tuple(notes)), tuple(problems)
+    return Task(table.name, VERSION, understood.answer, outputs, tuple(items), notes=tuple(notes)), tuple(problems)
 
 
 def _check_rows(table: Path, rows: list[Row], group: str | None) -> None:
