@@ -230,7 +230,8 @@ def test_tables_that_are_none(tmp_path):
 
 def test_missing_files(make):
     path = make(label=LABELS, paths=[f"music/{n}.wav" for n in range(7)] + ["music/gone.wav"])
-    with pytest.raises(TaskError, match=r"labels\.csv: 1 files cannot be used, 7 items can: music/gone\.wav .*no such file"):
+    wanted = r"labels\.csv: 1 files cannot be used, 7 items can: music/gone\.wav .*no such file"
+    with pytest.raises(TaskError, match=wanted):
         load(str(path))
     task = load(str(path), allow_missing=True)
     assert task.missing == ("music/gone.wav",)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from myna import __version__
 from myna.cache import Vectors, digest_of, embed_task, item_key, slug
 from myna.checkpoint import write_text
 from myna.errors import StoreError, TaskError
-from myna.grid import GRID, QUICK, WIDE, ProbeConfig, Protocol
+from myna.grid import GRID, QUICK, WIDE, Head, ProbeConfig, Protocol
 from myna.peer import Peer
 from myna.probe import Outcome, search_seeds
 from myna.problem import Problem, Split
@@ -29,8 +29,7 @@ from myna.task.base import PARTS, Item, Part, Task, hash_ids
 FORMAT, VERSION = "myna-result", 1
 CACHE = "embeddings"
 SHOWN = 5  # items named in an error
-Head = Literal["grid", "quick", "mlp-wide"]
-HEADS: Mapping[str, tuple[ProbeConfig, ...]] = {"grid": GRID, "quick": QUICK, "mlp-wide": WIDE}
+HEADS: Mapping[Head, tuple[ProbeConfig, ...]] = {"grid": GRID, "quick": QUICK, "mlp-wide": WIDE}
 Record = dict[str, Any]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Protocol = Literal["jukemir", "windows", "marble"]
+Head = Literal["grid", "quick", "mlp-wide"]  # the names of the grids below
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -11,7 +11,7 @@ from myna.board import Sheet, choices_sheet, results_sheet
 from myna.cli.base import EXIT_SOME_FAILED, EXIT_USER, Out, app, err, extra, some_failed
 from myna.device import pick_device
 from myna.errors import ConfigError
-from myna.grid import Protocol
+from myna.grid import Head, Protocol
 from myna.huggingface import Pooling
 from myna.patch import Kind
 from myna.peer import open_peer
@@ -105,7 +105,7 @@ def evaluate(
     out: Out,
     data: list[Path] | None = None,
     protocol: Protocol = "jukemir",
-    head: Literal["grid", "quick", "mlp-wide"] = "grid",
+    head: Head = "grid",
     seeds: int = 1,
     allow_missing: bool = False,
     splits: Path | None = None,
