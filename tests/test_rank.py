@@ -20,6 +20,8 @@ from stores import make_store, random_mels
 TINY = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64, "batch": 12, "log_every": 1}
 TINY |= {"precision": "fp32", "micro_batch": "off", "learning_rate": 1e-3}
 
+PATIENCE_S = "90"  # of a rank with others that are slow to start on a crowded machine
+
 # one process of several: the gradient of one step for every case, then a short run
 GRADIENTS = """
 import itertools, sys, torch
@@ -78,7 +80,7 @@ def torchrun(ranks: int, code: str, *arguments, tmp_path, restarts: int = 8) -> 
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": PATIENCE_S}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
 
 
@@ -86,7 +88,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess:
 def test_loss_and_gradient_equal_one_ranks(store, tmp_path, ranks):
     ran = run(torchrun(ranks, GRADIENTS, store.path, tmp_path / "many.pt", repr(TINY), tmp_path=tmp_path))
     assert ran.returncode == 0, ran.stderr[-3000:]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": PATIENCE_S}
     command = [sys.executable, "-c", GRADIENTS, str(store.path), str(tmp_path / "one.pt"), repr(TINY)]
     subprocess.run(command, check=True, env=alone)
     one, many = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "many.pt"))
@@ -135,7 +137,7 @@ def kill_a_rank_after_some_steps(process, folder, *, number: int = 1) -> None:
 def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(store, tmp_path):
     changes = {**TINY, "steps": 100_000, "checkpoint_minutes": 0.005}
     command = torchrun(2, TRAIN, *pretrain(store, tmp_path / "run", changes), tmp_path=tmp_path, restarts=0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": PATIENCE_S}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     kill_a_rank_after_some_steps(process, tmp_path / "run")
     _, said = process.communicate(timeout=120)
@@ -152,7 +154,7 @@ def test_a_rank_that_dies_ends_the_job_and_the_last_checkpoint_stands(store, tmp
 def test_torchruns_restart_goes_on_with_the_run(store, tmp_path):
     changes = {**TINY, "steps": 150, "checkpoint_minutes": 0.002}
     command = torchrun(2, TRAIN, *pretrain(store, tmp_path / "run", changes), tmp_path=tmp_path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": "20"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": PATIENCE_S}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     kill_a_rank_after_some_steps(process, tmp_path / "run")
     _, said = process.communicate(timeout=600)

@@ -119,6 +119,9 @@ def join(device: torch.device) -> Iterator[World]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
+        # DistributedDataParallel keeps gloo's threads alive for longer than its group. One that still drops the last
+        # sum's tensors while Python ends aborts the process; a barrier has no tensor of Python's, and gives them time.
+        dist.barrier()
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
