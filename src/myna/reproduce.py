@@ -29,6 +29,8 @@ SMOKE |= {"precision": "fp32", "attention": "sdpa", "micro_batch": "off"}  # not
 SIZES = {
     "full": Size(
         examples=411_000_000,
+        sweep=411_000_000,
+        dense=102_750_000,
         batch=4096,
         batches=tuple(quoted.TABLE_2),
         ratios=(0.5, 0.75, 0.9, 0.95),
@@ -42,9 +44,11 @@ SIZES = {
     ),
     "small": Size(
         examples=131_072,
+        sweep=65_536,
+        dense=32_768,
         batch=256,
         batches=(16, 32, 64, 128, 256),
-        ratios=(0.25, 0.5, 0.75, 0.9, 0.95),
+        ratios=(0.5, 0.75, 0.9, 0.95),
         seeds=3,
         songs=512,
         seconds=12.0,
@@ -56,6 +60,8 @@ SIZES = {
     ),
     "smoke": Size(
         examples=32,
+        sweep=32,
+        dense=8,
         batch=8,
         batches=(4, 8),
         ratios=(0.5, 0.9),
@@ -71,7 +77,7 @@ SIZES = {
 }
 KINDS = {"square": "base", "vertical": "vertical"}  # a model's name in the sweeps, and its recipe
 AMPLITUDES = ("power", "log1p", "decibel")
-DISTANCES_S = (3.2, 5.0, 8.0, 12.0)  # length of a clip: two segments of 3.1 s begin at most so much less 3.1 s apart
+DISTANCES_S = (0.0, 1.0, 2.0, 4.0)  # how far apart the two segments of a clip begin at most
 MAE = "mae"
 
 
@@ -119,7 +125,7 @@ def table1(size: Size) -> Experiment:
     In the small, the masked auto-encoder sees a quarter of the examples: one costs it several times as much.
     """
     runs = [
-        Run(row.name, row.recipe, _short(size) if row.recipe == MAE and size.songs else size.examples, seed=seed)
+        Run(row.name, row.recipe, size.dense if row.recipe == MAE and size.songs else size.examples, seed=seed)
         for row in sorted(quoted.BY_RECIPE.values(), key=lambda row: row.recipe == MAE)
         for seed in range(size.seeds)
     ]
@@ -150,7 +156,7 @@ def figure5(size: Size) -> Experiment:
 
 def appendix_b(size: Size) -> Experiment:
     """Appendix B: the masked auto-encoder, by masking ratio, against Myna-Base."""
-    runs = _runs(size, {"MAE": MAE, "Myna-Base": "base"}, "mask_ratio", size.ratios, examples=_short(size))
+    runs = _runs(size, {"MAE": MAE, "Myna-Base": "base"}, "mask_ratio", size.ratios, examples=size.dense)
     shown = _Shown("appendix-b", "The masked auto-encoder and Myna-Base", "share of the tokens that is dropped")
     return Experiment(shown.name, shown.title, runs, shown)
 
@@ -173,7 +179,7 @@ def key_songs(size: Size) -> Experiment:
     """Key by the number of songs trained on, each having seen equally many clips, in batches that fit the fewest."""
     counts = [size.songs // 8, size.songs // 4, size.songs // 2, size.songs]
     runs = tuple(
-        Run(model, name, size.examples, {"batch": min(counts[0], size.batch)}, songs, seed, float(songs))
+        Run(model, name, size.sweep, {"batch": min(counts[0], size.batch)}, songs, seed, float(songs))
         for model, name in KINDS.items()
         for songs in counts
         for seed in range(size.seeds)
@@ -201,9 +207,14 @@ def key_amplitude(size: Size) -> Experiment:
 
 
 def key_distance(size: Size) -> Experiment:
-    """Key by how far apart the two segments of a clip may lie."""
-    runs = _runs(size, KINDS, "clip_seconds", DISTANCES_S)
-    return _key("distance", "length of the clip that both segments are cut from (s)", size, runs)
+    """Key by how far apart the two segments of a clip may begin."""
+    runs = _runs(size, KINDS, "pair_seconds", DISTANCES_S, always={"pair": "near"})
+    runs += tuple(
+        Run(f"{model}, anywhere", name, size.sweep, seed=seed)
+        for model, name in KINDS.items()
+        for seed in range(size.seeds)
+    )
+    return _key("distance", "seconds between the starts of a clip's two segments, at most", size, runs)
 
 
 ITEMS: dict[str, Callable[[Size], Experiment]] = {
@@ -223,25 +234,27 @@ BASELINES = (Run("mel statistics", "mel statistics"), Run("chroma", "chroma"))
 
 
 def _runs(
-    size: Size, models: Mapping[str, str], setting: str, values: Sequence[Any], *, examples: int | None = None
+    size: Size,
+    models: Mapping[str, str],
+    setting: str,
+    values: Sequence[Any],
+    *,
+    examples: int | None = None,
+    always: Mapping[str, Any] | None = None,
 ) -> tuple[Run, ...]:
     """Return a run for each model, value of the setting and seed; words are counted instead of drawn at their value."""
-    seen = size.examples if examples is None else examples
+    seen = size.sweep if examples is None else examples
+    given = dict(always or {})
     return tuple(
-        Run(model, name, seen, {setting: value}, None, seed, float(i if isinstance(value, str) else value))
+        Run(model, name, seen, given | {setting: value}, None, seed, float(i if isinstance(value, str) else value))
         for model, name in models.items()
         for i, value in enumerate(values)
         for seed in range(size.seeds)
     )
 
 
-def _short(size: Size) -> int:
-    """Return the examples of a sweep whose runs cost many times more, since most tokens stay."""
-    return max(size.examples // 4, size.batch)
-
-
 def _by_ratio(size: Size) -> tuple[Run, ...]:
-    return _runs(size, KINDS, "mask_ratio", size.ratios, examples=_short(size))
+    return _runs(size, KINDS, "mask_ratio", size.ratios, examples=size.dense)
 
 
 def _untrained(size: Size, models: Mapping[str, str]) -> list[Run]:

@@ -43,6 +43,8 @@ class Size:
     """How much of everything: `full` is the paper's, `small` fits two cores, `smoke` only shows that it runs."""
 
     examples: int  # clips seen in a run, epochs or not
+    sweep: int  # the same, of a sweep's run
+    dense: int  # the same, where runs keep most tokens and cost many times more
     batch: int
     batches: tuple[int, ...]  # of the sweeps over batch sizes
     ratios: tuple[float, ...]  # of the sweeps over masking ratios
