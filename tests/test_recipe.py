@@ -106,6 +106,9 @@ def test_bad_yaml_is_said_plainly(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         recipe.read_yaml(tmp_path / "broken.yaml")
+    (tmp_path / "number.yaml").write_text("256: batch\n")
+    with pytest.raises(ConfigError, match="sets 256, which is no name"):
+        recipe.read_yaml(tmp_path / "number.yaml")
     (tmp_path / "empty.yaml").write_text("")
     assert recipe.read_yaml(tmp_path / "empty.yaml") == {}
 

@@ -142,6 +142,14 @@ def zipped(members):
     return buffer.getvalue()
 
 
+def marked(content: bytes, *, flag: int = 0, method: int = 0) -> bytes:
+    """Say of a zip's one member that it is encrypted, or packed by an unknown method."""
+    changed = bytearray(content)
+    for place in (6, content.index(b"PK\x01\x02") + 8):  # the member's own header, and the list at the end
+        changed[place], changed[place + 2] = flag, method
+    return bytes(changed)
+
+
 def test_a_zip_in_three_parts_is_unpacked_without_joining_it(tmp_path):
     content = zipped({"0/a.mp3": b"a" * 500, "f/b.mp3": b"b" * 500})
     for number, start in enumerate(range(0, len(content), 400), start=1):
@@ -189,8 +197,10 @@ def test_an_archive_that_points_outside_leaves_nothing(tmp_path, name):
         ("x.tar.gz", b"no tar"),
         ("x.tar.gz", gzip.compress(b"no tar in it")),
         ("x.zip", zipped({})),
+        ("x.zip", marked(zipped({"a": b"a"}), flag=1)),  # encrypted
+        ("x.zip", marked(zipped({"a": b"a"}), method=99)),
     ],
-    ids=["text.zip", "parts.zip", "text.tar", "no.tar", "empty.zip"],
+    ids=["text.zip", "parts.zip", "text.tar", "no.tar", "empty.zip", "locked.zip", "unknown.zip"],
 )
 def test_a_damaged_archive_leaves_nothing(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -249,3 +259,17 @@ def test_no_network_and_no_such_page_are_one_sentence(server, tmp_path):
     with pytest.raises(TaskError, match=r"is there a network\? Else put it by hand at"):
         download(f"http://127.0.0.1:{port}/a", tmp_path / "a", lambda _: None)
     assert not (tmp_path / "a").exists()
+
+
+def test_an_answer_that_is_no_http_is_one_sentence(tmp_path):
+    class Mumble(BaseHTTPRequestHandler):
+        def handle(self):
+            self.request.recv(4096)
+            self.request.sendall(b"what?\r\n\r\n")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mumble) as running:
+        thread = threading.Thread(target=running.handle_request)
+        thread.start()
+        with pytest.raises(TaskError, match="could not be downloaded"):
+            download(f"http://127.0.0.1:{running.server_port}/a", tmp_path / "a", lambda _: None)
+        thread.join()

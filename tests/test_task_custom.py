@@ -172,6 +172,18 @@ def test_a_rule_with_a_group_is_told(make):
     assert task == task_of(path, split="40/30/30", group="artist", seed=seed)
 
 
+def test_an_interval_draws_rows_of_one_group_or_else_of_one_file_together(make):
+    labels = ["x", "y"] * 4
+    artists = [*"abcabcc", ""]
+    task = task_of(make(label=labels, artist=artists), group="artist")
+    assert [item.group for item in task.items] == [*"abcabcc", "music/7.wav"]
+    paths = [f"music/{n}.wav" for n in [*range(7), 6]]
+    task = task_of(make(label=labels, start_s=[0] * 7 + [0.1], paths=paths), columns=("label",))
+    assert {item.id: item.group for item in task.items} == dict(
+        zip([*paths[:7], "music/6.wav@0.1"], paths, strict=True)
+    )
+
+
 def test_splits_go_by_many_names(make):
     names = ["train", "Training", "TRAIN", "train", "val", "dev", "test", "testing"]
     assert [item.part for item in task_of(make(splits=names, label=["a", "b"] * 4)).items] == PARTS

@@ -141,6 +141,13 @@ def test_tables_that_do_not_belong_together(data):
         read(data)
 
 
+def test_an_empty_folder_of_the_right_name_hides_no_audio(data):
+    wanted = [item.path.name for item in read(data).items]
+    (data / "clips_45seconds").rename(data / "music")
+    (data / "clips_45seconds").mkdir()
+    assert [item.path for item in read(data).items] == [data / "music" / name for name in wanted]
+
+
 def test_archives_are_unpacked_and_read(data):
     for name, folder in (("annotations.tar.gz", "annotations"), ("clips_45sec.tar.gz", "clips_45seconds")):
         with tarfile.open(data / name, "w:gz") as archive:

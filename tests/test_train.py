@@ -249,6 +249,16 @@ def test_a_profile_is_a_trace_and_a_table_of_stages(store, tmp_path):
     assert all(float(line.split()[-4]) >= 0 for line in lines)
 
 
+def test_a_profile_of_more_steps_than_there_are_divides_by_those(store, tmp_path):
+    def longest_ms(steps: int) -> float:
+        Trainer(store, tmp_path / f"run{steps}", settings(steps=6)).train(profile=steps)
+        return max(
+            float(line.split()[-4]) for line in (tmp_path / f"run{steps}" / "stages.txt").read_text().split("\n")[:-1]
+        )
+
+    assert longest_ms(3000) > longest_ms(3) / 100
+
+
 def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "free_bytes", lambda _: 500_000)
     trainer = Trainer(store, tmp_path / "run", settings(steps=1))

@@ -132,6 +132,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"The settings in {path} cannot be read: {error}.") from error
     if not isinstance(found or {}, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__}; lines of `name: value` were wanted.")
+    for name in found or {}:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path} sets {name!r}, which is no name: lines of `name: value` were wanted.")
     return found or {}
 
 

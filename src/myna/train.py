@@ -116,7 +116,8 @@ class _Profile:
     def _write(self, found: Any) -> None:
         found.export_chrome_trace(str(self.run / TRACE_FILE))
         ranges = {event.key: event for event in found.key_averages() if event.key in STAGES}
-        times = {name: max(e.cpu_time_total, e.device_time_total) / self.steps / 1e3 for name, e in ranges.items()}
+        steps = ranges["optimiser"].count  # a run may end before so many as were asked for
+        times = {name: max(e.cpu_time_total, e.device_time_total) / steps / 1e3 for name, e in ranges.items()}
         lines = [f"{name:<18}{times[name]:10.2f} ms a step" for name in STAGES if name in times]
         write_text(self.run / STAGES_FILE, "\n".join(lines) + "\n")
 

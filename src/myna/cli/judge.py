@@ -72,9 +72,7 @@ def check_task(
     seed
         Of your own table: another seed for --split.
     """
-    own = (
-        Own(split, group, kind, tuple(columns.split(",")) if columns else None, seed) if name.endswith(".csv") else None
-    )
+    own = Own(split, group, kind, _listed(columns), seed) if name.endswith(".csv") else None
     report = check(name, data, splits=splits, download=download, own=own)
     _print_report(report)
     return EXIT_USER if report.wrong else EXIT_SOME_FAILED if report.problems else 0
@@ -183,8 +181,9 @@ def evaluate(
         Threads that decode.
     """
     module = extra("evaluate")
-    names = tuple(columns.split(",")) if columns else None
-    own = Own(split, group, kind, names, seed) if split or group or kind or names or seed else None
+    own = Own(split, group, kind, _listed(columns), seed) if split or group or kind or columns or seed else None
+    if splits and "gtzan" not in task:
+        raise ConfigError("--splits names a folder with GTZAN's lists: leave it out, or evaluate on --task gtzan.")
     tables = [name for name in task if name.endswith(".csv")]
     loaded = [
         load(
@@ -313,6 +312,10 @@ def _print_report(report: Report) -> None:
         err.print(sentence)
     if report.problems:
         err.print(f"{len(report.problems)} files cannot be used.")
+
+
+def _listed(columns: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in columns.split(",")) if columns else None
 
 
 def _pairs(tasks: list[str], folders: list[Path]) -> list[tuple[str, Path | None]]:

@@ -73,7 +73,7 @@ def unpack(parts: Sequence[Path], into: Path) -> int:
         if not count:
             raise TaskError(f"{parts[0]} holds no files: get it again.")
         building.rename(into)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise TaskError(f"{parts[0]} cannot be unpacked ({error}): is it whole, with all its parts?") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

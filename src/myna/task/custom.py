@@ -57,7 +57,8 @@ def read(
     """Read a table of the user's own; return the task of the files that are there, and the others.
 
     `split` is a rule such as "60/20/20" for a table without a column `split`; rows with one value in the column `group`
-    then stay together. Raises TaskError for a table that makes no task, ConfigError for options that make no sense.
+    then stay together. Rows of one group, else of one file, are drawn together for a score's interval. Raises TaskError
+    for a table that makes no task, ConfigError for options that make no sense.
     """
     rows = read_table(table, ["path"], exact=True)
     rows = [{name: value.strip() for name, value in row.items()} for row in rows]
@@ -83,7 +84,8 @@ def read(
         if why:
             problems.append(Problem(name, path, why))
         else:
-            items.append(Item(name, path, part, label, group=name, start_s=start, length_s=length))
+            together = (row[group] if group else "") or row["path"]
+            items.append(Item(name, path, part, label, group=together, start_s=start, length_s=length))
     names = Counter([item.id for item in items] + [problem.id for problem in problems])
     if twice := [name for name, times in names.items() if times > 1]:
         raise TaskError(f"{table} has {twice[0]!r} more than once: give each row an `id`, or one row a file.")

@@ -1,5 +1,6 @@
 """Small files are fetched from their public source, only when the user asks for it."""
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ def download(url: str, out: Path, accept: Callable[[bytes], None], *, timeout_s:
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             content = answer.read(MOST_BYTES + 1)
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         why = getattr(error, "reason", None) or error
         raise TaskError(
             f"{url} could not be downloaded ({why}): is there a network? Else put it by hand at {out}."

@@ -108,7 +108,9 @@ def _audio_folder(data: Path, songs: Mapping[str, Part]) -> Path:
         return sum((folder / name).exists() for name in names)
 
     find(data, "The audio (the folder clips_45seconds with <song_id>.mp3)", lambda folder: holds(folder) > 0, ARCHIVES)
-    return max(folders(data), key=lambda folder: (folder.name == "clips_45seconds", holds(folder)))
+    return max(
+        folders(data), key=lambda folder: (holds(folder) > 0 and folder.name == "clips_45seconds", holds(folder))
+    )
 
 
 BENCHMARK = Benchmark(
