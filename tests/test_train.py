@@ -11,11 +11,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from myna import plan, recipe
+from myna import plan, recipe, train
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
 from myna.device import pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
 from myna.model import MynaModel
+from myna.rank import SOLO
 from myna.run import read_metrics, read_run
 from myna.step import Step
 from myna.train import Trainer
@@ -273,6 +274,33 @@ def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+def test_a_rank_holds_its_share_of_the_patches():
+    chosen, needs = settings(patches="square", batch=8), {}
+    for ranks in (1, 2):
+        needs[ranks] = plan.memory_estimate(
+            chosen, {"square": 5}, precision="fp32", parameters=0, clips=2, together=True, ranks=ranks
+        )
+    patches = 8 * 2 * 5 * 256 * 4  # clips, views, tokens, values of a patch, bytes
+    assert needs[1] - needs[2] == 2 * patches / 2  # two steps' patches at a time
+
+
+def test_what_fits_is_asked_of_the_whole_auto_encoder(monkeypatch):
+    chosen = recipe.override(recipe.get("mae"), {**TINY, "decoder_dim": 4096, "decoder_depth": 4})
+    decoder = 4 * 4096 * (4 * chosen.model.decoder_heads * 16 + 2 * 64)
+    monkeypatch.setattr(plan, "free_bytes", lambda _: 16 * decoder)  # weights, gradients and Adam of the decoder alone
+    visible, cpu = {"square": 4}, torch.device("cpu")
+    assert plan.fitting_micro_batch(chosen, visible, precision="fp32", device=cpu, world=SOLO) == 1
+
+
+def test_memory_is_measured_when_the_store_is_in_its_place(store, tmp_path, monkeypatch):
+    order = []
+    for name, owner in (("place_rows", train), ("fitting_micro_batch", train)):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _n=name, _r=real, **k: order.append(_n) or _r(*a, **k))
+    Trainer(store, tmp_path / "run", settings(steps=1))
+    assert order == ["place_rows", "fitting_micro_batch"]
+
+
 def test_the_plan_counts_what_will_be_done(store, tmp_path):
     told = Trainer(store, tmp_path / "run", settings(epochs=2.5)).plan()
     assert told.visible == {"square": (5, 48), "vertical": (5, 48)}
@@ -315,7 +343,7 @@ SCRIPT = """
 import sys
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from myna import plan, recipe
+from myna import plan, recipe, train
 from myna.store import Store
 from myna.train import Trainer
 torch.set_num_threads(1)

@@ -42,9 +42,18 @@ class Plan:
 
 
 def memory_estimate(
-    settings: Settings, visible: dict[Kind, int], *, precision: str, parameters: int, clips: int, together: bool
+    settings: Settings,
+    visible: dict[Kind, int],
+    *,
+    precision: str,
+    parameters: int,
+    clips: int,
+    together: bool,
+    ranks: int,
 ) -> int:
-    """Estimate the peak bytes of a step: weights, gradients, Adam, and the activations of `clips` clips."""
+    """Estimate the peak bytes of a step on one rank: weights, gradients, Adam, the rank's share of the batch's patches
+    (two steps' of them), and the activations of `clips` clips.
+    """
     model, size = settings.model, 2 if precision == "bf16" else 4
     tokens = clips * VIEWS * (sum(visible.values()) if together else max(visible.values()))
     shape = {name: getattr(model, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
@@ -53,8 +62,13 @@ def memory_estimate(
         read = {kind: grid.tokens for kind, grid in model.grids().items()}
         tokens = clips * VIEWS * (sum(read.values()) if together else max(read.values()))
         activations += tokens * _kept_bytes(**model.decoder(), size=size)
-    patches = sum(settings.train.batch * VIEWS * count * patch_of(kind).values * 4 for kind, count in read.items())
+    crops = settings.train.batch // ranks * VIEWS
+    patches = sum(crops * count * patch_of(kind).values * 4 for kind, count in read.items())
     return 16 * parameters + activations + 2 * patches
+
+
+def _block_weights(*, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int) -> int:
+    return depth * dim * (4 * heads * head_dim + 2 * mlp_dim)
 
 
 def _kept_bytes(*, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int, size: int) -> int:
@@ -71,12 +85,18 @@ def fitting_micro_batch(
     local = settings.train.batch // world.size
     free = free_bytes(device) // (world.size if device.type == "cpu" else 1)
     together = device.type == "cuda" or world.size > 1
-    parameters = settings.model.depth * (
-        settings.model.dim * (4 * settings.model.heads * settings.model.head_dim + 2 * settings.model.mlp_dim)
-    )
+    model = settings.model
+    shape = {name: getattr(model, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
+    parameters = _block_weights(**shape) + (_block_weights(**model.decoder()) if model.decoder_depth else 0)
     clips = local
     while clips > 1 and 0.8 * free < memory_estimate(
-        settings, visible, precision=precision, parameters=parameters, clips=clips, together=together
+        settings,
+        visible,
+        precision=precision,
+        parameters=parameters,
+        clips=clips,
+        together=together,
+        ranks=world.size,
     ):
         clips = -(-clips // 2)
     return 0 if clips == local else clips

@@ -147,7 +147,10 @@ class Trainer:
                 f"The store {store.path} was prepared with {store.front_end}, the model hears "
                 f"{settings.model.front_end}: prepare the music anew with the model's front end."
             )
-        self.settings = self._resolved(continued(settings, earlier, store) if earlier else settings)
+        settings = continued(settings, earlier, store) if earlier else settings
+        # before anything is measured against free memory
+        rows = place_rows(store, settings.train.store_on, self.device, threads=min(4, cores()))
+        self.settings = self._resolved(settings)
         config = self.settings.train
         self.learning = learning(self.settings.model)
         self.loader = self.learning.loader(
@@ -156,7 +159,7 @@ class Trainer:
             settings.model.grids(),
             batch=config.batch,
             seed=config.seed,
-            rows=place_rows(store, config.store_on, self.device, threads=min(4, cores())),
+            rows=rows,
             slice_=world.share(config.batch),
         )
         self.steps = total_steps(config, self.loader.steps_per_epoch)
@@ -293,6 +296,7 @@ class Trainer:
             parameters=parameters,
             clips=local if isinstance(micro, str) else min(micro, local),
             together=self.gradient.together,
+            ranks=self.world.size,
         )
 
     def _calibrate(self, clips: int = 64) -> float:
