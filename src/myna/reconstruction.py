@@ -41,12 +41,12 @@ class CropLoader(Loader):
             )
 
     def __call__(self, step: int, device: torch.device | str = "cpu") -> dict[Kind, Crops]:
-        drawn, crops = self.draw(step), {}
-        clips = self.clip_numbers(step)[self.slice].to(device)
+        drawn, target = self.draw(step), torch.device(device)
+        clips, crops = self._sent(self.clip_numbers(step)[self.slice], target), {}
         for kind, grid in self.grids.items():
             every = torch.arange(grid.tokens, device=drawn.rows.device).expand(*drawn.rows.shape, -1)
-            patches = gather(self.rows, drawn.rows, every, grid).to(device)
-            crops[kind] = Crops(expand(patches), drawn.tokens[kind].to(device), clips)
+            patches = self._sent(gather(self.rows, drawn.rows, every, grid), target)
+            crops[kind] = Crops(expand(patches), self._sent(drawn.tokens[kind], target), clips)
         return crops
 
 

@@ -337,16 +337,15 @@ class Loader:
         From host memory to a GPU they travel companded, from pinned memory, without making the host wait.
         """
         drawn, target = self.draw(step), torch.device(device)
-        travels = target.type == "cuda" and self.rows.device.type == "cpu"
-
-        def sent(value: Tensor) -> Tensor:
-            return value.pin_memory().to(target, non_blocking=True) if travels else value.to(target)
-
-        clips, views = sent(self.clip_numbers(step)[self.slice]), {}
+        clips, views = self._sent(self.clip_numbers(step)[self.slice], target), {}
         for kind, grid in self.grids.items():
-            patches = gather(self.rows, drawn.rows, drawn.tokens[kind], grid)
-            views[kind] = Views(expand(sent(patches)), sent(drawn.tokens[kind]), clips)
+            patches = self._sent(gather(self.rows, drawn.rows, drawn.tokens[kind], grid), target)
+            views[kind] = Views(expand(patches), self._sent(drawn.tokens[kind], target), clips)
         return views
+
+    def _sent(self, value: Tensor, target: torch.device) -> Tensor:
+        travels = target.type == "cuda" and self.rows.device.type == "cpu"
+        return value.pin_memory().to(target, non_blocking=True) if travels else value.to(target)
 
 
 def place_rows(store: Store, place: Place, device: torch.device, *, threads: int) -> Rows:
