@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from myna import Myna, library
-from myna.errors import StoreError
+from myna.errors import RunError, StoreError
 from myna.library import embed_library, embeddings_of, nearest, read_library
 from myna.model import ModelConfig, MynaModel
 from myna.track import find_tracks
@@ -53,6 +53,21 @@ def test_one_row_a_track_with_everything_known_of_it(folder, tmp_path):
     assert (told["model"], told["dim"], told["rows"], told["front_end"]["bands"]) == ("first", 32, "tracks", 128)
     assert str(pq.read_schema(out).field("embedding").type) == "fixed_size_list<element: float>[32]"
     assert not (tmp_path / "l.parquet.parts").exists()
+
+
+def test_two_at_once_are_refused(folder, tmp_path):
+    out, refused = tmp_path / "l.parquet", []
+
+    def second(summary):
+        if summary.new == 1 and not refused:
+            with pytest.raises(RunError, match=r"Another `myna embed` is writing to .*l\.parquet") as caught:
+                embed_library(model(), find_tracks([folder]), out)
+            refused.append(caught.value)
+
+    embed_library(model(), find_tracks([folder]), out, on_track=second)
+    assert len(refused) == 1
+    assert sorted(os.listdir(tmp_path)) == ["l.parquet", "music"]
+    embed_library(model(), find_tracks([folder]), out)
 
 
 def test_whole_tracks_and_windows_do_not_mix(folder, tmp_path):

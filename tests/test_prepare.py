@@ -18,7 +18,7 @@ import torch
 
 from myna import prepare as prepare_module
 from myna.audio import load
-from myna.errors import ConfigError, StoreError
+from myna.errors import ConfigError, RunError, StoreError
 from myna.mel import FrontEnd, MelSpectrogram
 from myna.prepare import prepare
 from myna.store import SCHEMA, Store
@@ -121,7 +121,7 @@ def test_the_store_holds_the_files_spectrograms(prepared):
 
 
 def listing(folder):
-    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_nothing_to_do_touches_nothing(songs, prepared):
@@ -225,7 +225,7 @@ def test_two_at_once_are_refused(songs, tmp_path):
     refused = []
 
     def second(_):
-        with pytest.raises(StoreError, match="Another `myna prepare`") as caught:
+        with pytest.raises(RunError, match="Another `myna prepare`") as caught:
             prepare(find_tracks([songs]), tmp_path / "s")
         refused.append(caught.value)
 

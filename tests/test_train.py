@@ -274,6 +274,19 @@ def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+def test_two_at_once_are_refused(store, tmp_path):
+    refused = []
+
+    def second(_):
+        with pytest.raises(RunError, match=r"Another `myna pretrain` is writing to .*run: wait for it"):
+            Trainer(store, tmp_path / "run", settings(steps=4), resume=True).train()
+        refused.append(1)
+
+    Trainer(store, tmp_path / "run", settings(steps=4)).train(on_log=second)
+    assert refused == [1, 1]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 def test_a_rank_holds_its_share_of_the_patches():
     chosen, needs = settings(patches="square", batch=8), {}
     for ranks in (1, 2):

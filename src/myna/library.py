@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int
 
 from myna.embedder import Embedding, Myna
 from myna.errors import AudioError, ConfigError, StoreError
+from myna.lock import only_writer
 from myna.track import Track, content_hash, read_tags, track_name
 
 FORMAT, VERSION = "myna-library", 1
@@ -98,25 +99,26 @@ def embed_library(
         raise ConfigError("A library holds whole files: cut the stretches out of their files first.")
     parts = path.with_name(path.name + ".parts")
     described = schema(model.dim, about(model, windows=windows, hop_s=hop_s))
-    known = _known(path, parts, described)
-    kept, todo, summary = _plan(tracks, known)
-    if on_track:
-        on_track(summary)
-    parts.mkdir(parents=True, exist_ok=True)
-    writer = Parts(parts, described)
-    for number, result in model.stream((track.path for track in todo), hop_s=hop_s, workers=workers):
-        writer.add(_rows(todo[number], result, windows=windows))
-        _count(summary, todo[number], result)
+    with only_writer("embed", path, lock=path.with_name(f".{path.name}.lock")):
+        known = _known(path, parts, described)
+        kept, todo, summary = _plan(tracks, known)
         if on_track:
             on_track(summary)
-    writer.flush()
-    table = pa.concat_tables([kept, *(pq.read_table(file) for file in writer.written)]).sort_by(
-        [("path", "ascending"), ("start_s", "ascending")]
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(table.replace_schema_metadata(described.metadata), temporary, compression="zstd")
-    os.replace(temporary, path)
-    shutil.rmtree(parts)
+        parts.mkdir(parents=True, exist_ok=True)
+        writer = Parts(parts, described)
+        for number, result in model.stream((track.path for track in todo), hop_s=hop_s, workers=workers):
+            writer.add(_rows(todo[number], result, windows=windows))
+            _count(summary, todo[number], result)
+            if on_track:
+                on_track(summary)
+        writer.flush()
+        table = pa.concat_tables([kept, *(pq.read_table(file) for file in writer.written)]).sort_by(
+            [("path", "ascending"), ("start_s", "ascending")]
+        )
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        pq.write_table(table.replace_schema_metadata(described.metadata), temporary, compression="zstd")
+        os.replace(temporary, path)
+        shutil.rmtree(parts)
     return summary
 
 

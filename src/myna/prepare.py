@@ -25,14 +25,10 @@ import xxhash
 from myna.audio import AudioStream, Stretch
 from myna.device import cores
 from myna.errors import AudioError, ConfigError, StoreError
+from myna.lock import only_writer
 from myna.mel import FrontEnd, MelSpectrogram, MelStream
 from myna.store import SCHEMA, SUFFIX, Part, Row, Writer, manifest_table
 from myna.track import Track, content_hash, named, read_tags, tags_of
-
-try:
-    import fcntl
-except ImportError:  # Windows: two prepares of one store at once are not noticed there
-    fcntl = None
 
 MIN_SAMPLES = 50_000  # one segment of the paper at 16 kHz
 ATTEMPTS = 2  # at a file whose decoding kills its worker
@@ -111,7 +107,7 @@ def prepare(
     if dtype not in SUFFIX:
         raise ConfigError(f"dtype is {dtype}: a store holds {' or '.join(SUFFIX)}.")
     part = Part(Path(out), front_end, *shard, dtype=dtype)
-    with _locked(part.path, shard[0]):
+    with only_writer("prepare", part.path, lock=part.path / f".lock{shard[0]}"):
         known, manifest = part.known(), part.manifest()
         rows, jobs, gone, others = _plan(mine, known, front_end.rate_hz, min_samples)
         new, decoded_s = 0, 0.0
@@ -201,17 +197,6 @@ def _plan(
         gone,
         others,
     )  # long ones first, so that all end together
-
-
-@contextmanager
-def _locked(path: Path, part: int) -> Iterator[None]:
-    with open(path / f".lock{part}", "ab") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when we die
-            except BlockingIOError:
-                raise StoreError(f"Another `myna prepare` is writing to {path}: wait for it, or stop it.") from None
-        yield
 
 
 @contextmanager

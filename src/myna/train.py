@@ -31,6 +31,7 @@ from myna.checkpoint import (
 from myna.device import cores, peak_flops, pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
 from myna.hub import open_model
+from myna.lock import only_writer
 from myna.mae import build_model
 from myna.mask import visible_count
 from myna.model import MynaModel
@@ -43,6 +44,7 @@ from myna.store import Store
 from myna.view import VIEWS, DeviceRows, Views, place_rows
 from myna.vit import ATTENTION, parameter_count
 
+LOCK_FILE = ".lock"
 TRACE_FILE, STAGES_FILE = "trace.json", "stages.txt"
 STAGES = ("wait for data", "forward+backward", "loss", "optimiser")  # the loss is a part of forward+backward
 
@@ -215,7 +217,11 @@ class Trainer:
             raise RunError("--resume goes on with a run and --init-from starts a new one: give one of them.")
         if resume and not earlier:
             raise RunError(f"There is no run in {self.run} to resume: start it without --resume.")
-        if not earlier and self.run.is_dir() and any(not LEFTOVER.fullmatch(p.name) for p in self.run.iterdir()):
+        if (
+            not earlier
+            and self.run.is_dir()
+            and any(not LEFTOVER.fullmatch(p.name) and p.name != LOCK_FILE for p in self.run.iterdir())
+        ):
             raise RunError(f"{self.run} holds other files and no run: name a new or an empty folder for the run.")
 
     def _initial_model(self, init_from: str | Path | None) -> MynaModel:
@@ -325,10 +331,16 @@ class Trainer:
 
         With `profile`, so many steps after the first few are written as a trace and a table of stages.
 
-        Raises RunError when the loss or a gradient is not finite; the last checkpoint stands.
+        Raises RunError when the loss or a gradient is not finite (the last checkpoint stands), and when another
+        process trains in the run's folder.
         """
-        if self.world.is_main:
+        if not self.world.is_main:
+            return self._loop(on_log, profile=0)
+        with only_writer("pretrain", self.run, lock=self.run / LOCK_FILE):
             write_run(self.run, self.settings, self.store)
+            return self._loop(on_log, profile)
+
+    def _loop(self, on_log: Callable[[dict[str, float]], None] | None, profile: int) -> int | None:
         metrics = Metrics(self.run, step=self.step) if self.world.is_main else None
         config, saved = self.settings.train, time.monotonic()
         window: list[dict[str, Tensor]] = []
@@ -337,7 +349,7 @@ class Trainer:
             with (
                 Interrupt() as interrupt,
                 contextlib.closing(self._batches()) as batches,
-                _Profile(self.run, profile if self.world.is_main else 0) as traced,
+                _Profile(self.run, profile) as traced,
             ):
                 for views in batches:
                     window.append(self._one_step(views))
