@@ -6,6 +6,10 @@ import torch
 
 from myna.loss import ContrastiveLoss, LossConfig, contrastive, sogclr
 
+# Mild temperatures that are one number form half of the square, the others whole rows.
+HALVES = (0.05, 0.1, 0.5, 1.0)
+ROWS = (0.03, torch.tensor(0.1), torch.tensor(0.5))
+
 
 def brute_force(a: np.ndarray, b: np.ndarray, *, form: str, temperature: float) -> tuple[float, float]:
     """Both losses, pair by pair in float64, from the equations: Myna's (1) as printed, and SimCLR's (1)."""
@@ -31,11 +35,11 @@ def views(batch=9, dim=12, seed=0):
 
 
 @pytest.mark.parametrize("form", ["paper", "ntxent"])
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("chunk", [None, 1, 5, 18])
+@pytest.mark.parametrize("temperature", [*HALVES, *ROWS])
+@pytest.mark.parametrize("chunk", [None, 1, 5, 13, 18])
 def test_loss_and_retrieval_equal_brute_force(form, temperature, chunk):
     a, b = views()
-    wanted, found = brute_force(a.numpy(), b.numpy(), form=form, temperature=temperature)
+    wanted, found = brute_force(a.numpy(), b.numpy(), form=form, temperature=float(temperature))
     loss, top1 = contrastive(a.float(), b.float(), form=form, temperature=temperature, chunk=chunk)
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
     assert top1.item() == pytest.approx(found)
@@ -43,11 +47,12 @@ def test_loss_and_retrieval_equal_brute_force(form, temperature, chunk):
 
 
 @pytest.mark.parametrize("form", ["paper", "ntxent"])
-@pytest.mark.parametrize("chunk", [None, 4])
-def test_gradient_equals_autograd_through_the_full_square_in_float64(form, chunk):
+@pytest.mark.parametrize("temperature", [*HALVES, *ROWS])
+@pytest.mark.parametrize("chunk", [None, 4, 13])
+def test_gradient_equals_autograd_through_the_full_square_in_float64(form, temperature, chunk):
     a, b = (x.requires_grad_() for x in views())
     z = torch.nn.functional.normalize(torch.cat([a, b]), dim=1)
-    s = z @ z.T / 0.1
+    s = z @ z.T / float(temperature)
     n = len(a)
     own = torch.eye(2 * n, dtype=torch.bool)
     positive = own.roll(n, 1)
@@ -55,7 +60,7 @@ def test_gradient_equals_autograd_through_the_full_square_in_float64(form, chunk
     (kept.logsumexp(1) - s[positive]).mean().backward()
 
     a32, b32 = (x.detach().float().requires_grad_() for x in (a, b))
-    loss, _ = contrastive(a32, b32, form=form, temperature=0.1, chunk=chunk)
+    loss, _ = contrastive(a32, b32, form=form, temperature=temperature, chunk=chunk)
     (2.5 * loss).backward()
     for ours, theirs in ((a32, a), (b32, b)):
         torch.testing.assert_close(ours.grad.double(), 2.5 * theirs.grad, rtol=1e-4, atol=1e-6)
@@ -202,6 +207,20 @@ def test_sogclr_in_chunks_is_the_same(chunk):
         one = sogclr(a, b, log_u=log_u, temperature=temperature, chunk=size)
         one.loss.backward()
         found.append((one.loss.detach(), one.top1, one.log_u, one.weighted, a.grad, b.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5, 13])
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_sogclr_is_the_same_with_one_temperature_and_with_equal_ones(chunk, gamma):
+    """One forms half of the square, the other whole rows."""
+    log_u = torch.linspace(-3, 9, 9).where(torch.arange(9) != 4, torch.tensor(-torch.inf))
+    found = []
+    for temperature in (0.1, torch.full((9,), 0.1)):
+        a, b = (x.float().requires_grad_() for x in views())
+        one = sogclr(a, b, log_u=log_u, gamma=gamma, temperature=temperature, chunk=chunk)
+        one.loss.backward()
+        found.append((one.loss.detach(), one.top1, one.log_u, a.grad, b.grad))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
