@@ -3,9 +3,11 @@
 With composed songs the labels are known, so what was learned can be measured on songs that training never saw.
 """
 
+import json
+import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,11 @@ from myna import recipe
 from myna.audio import load
 from myna.baseline import baselines
 from myna.board import results_sheet
-from myna.checkpoint import model_hash
+from myna.checkpoint import model_hash, write_text
 from myna.embedder import Myna
 from myna.errors import ConfigError
 from myna.evaluate import Plan, Record, evaluate
-from myna.exam import EXAM_SEED_OFFSET
+from myna.exam import EXAM_SEED_OFFSET, compose
 from myna.grid import QUICK
 from myna.library import embed_library, embeddings_of, nearest, read_library
 from myna.model import MynaModel
@@ -44,7 +46,7 @@ from myna.report import (
     write_page,
 )
 from myna.run import RUN_FILE, Settings, read_metrics, read_run
-from myna.songs import Song, write_corpus
+from myna.songs import Song
 from myna.store import Store
 from myna.track import Track, find_tracks, track_name
 from myna.train import Trainer
@@ -67,6 +69,8 @@ SIZES = {
     "full": Size(800, 480, 240, 15.0, 700, {}),
     "smoke": Size(40, 48, 24, 8.0, 8, {"batch": 16, "depth": 1, "dim": 32, "mlp_dim": 64}),
 }
+CLAIM = "demo.json"  # says that a folder is a demo's, and which
+MADE = ("songs", "exam", "store", "run", "library.parquet", "results", "report.html")
 
 
 def demo(
@@ -77,44 +81,73 @@ def demo(
     seed: int = 0,
     overrides: dict[str, Any] | None = None,
 ) -> Path:
-    """Run the demo in a folder and return its page, `report.html`. `music` takes the user's folder instead."""
+    """Run the demo in a folder and return its page, `report.html`. `music` takes the user's folder instead.
+
+    The same again goes on where it was. Raises ConfigError for a folder with a demo of other music, or with files
+    that no demo made: nothing in it is touched.
+    """
     out, began, console = Path(out), time.monotonic(), Console(stderr=True)
     chosen = SIZES[size]
     settings = recipe.override(
         recipe.get("tiny"), {"steps": chosen.steps, "seed": seed, **chosen.overrides, **(overrides or {})}
     )
+    _claim(out, music, size, seed)
     if music is None:
-        _compose(out / "songs", chosen.train_songs, chosen.seconds, seed)
-        exam = _compose(out / "exam", chosen.exam_songs, chosen.seconds, seed + EXAM_SEED_OFFSET)
-    store = _prepare(find_tracks([music or out / "songs"]), out / "store")
+        written = compose(out / "songs", chosen.train_songs, seconds=chosen.seconds, seed=seed)
+        exam = compose(out / "exam", chosen.exam_songs, seconds=chosen.seconds, seed=seed + EXAM_SEED_OFFSET)
+        heard, tracks = (_tracks(path for path, _ in songs) for songs in (written, exam))
+    else:
+        heard = tracks = find_tracks([music])
+    store = _prepare(heard, out / "store")
     if len(store) < 2:
         raise ConfigError(f"{music} holds {len(store)} usable piece of music; at least 2 are needed to compare.")
     settings = recipe.override(settings, {"batch": min(settings.train.batch, len(store))})
     trainer = _pretrain(store, out / "run", settings)
     model = Myna.from_pretrained(out / "run", batch=32)
-    tracks = find_tracks([music or out / "exam"])
     vectors, table = _embed(model, tracks, out / "library.parquet")
     known = {track_name(track.path): track.path for track in tracks}
     paths = [known[path] for path in table["path"].to_pylist()]
     scores, songs = None, None
     if music is None:
-        songs = _songs_of(paths, exam)
+        labels = dict(exam)
+        songs = [labels[path] for path in paths]
         scores = _examine(model, trainer, songs, paths, chosen, out / "results")
         console.print(verdict(scores), highlight=False)
-    report = _report(out, trainer, store, vectors, paths, songs, scores, seconds=time.monotonic() - began)
+    command = _command(music, size, seed, overrides or {})
+    report = _report(
+        out, trainer, store, vectors, paths, songs, scores, command=command, seconds=time.monotonic() - began
+    )
     write_page(report, out / "report.html")
     console.print(f"{out / 'report.html'} shows what it learned ({clock(time.monotonic() - began)} in all).")
     return out / "report.html"
 
 
-def _compose(folder: Path, count: int, seconds: float, seed: int) -> dict[str, Song]:
-    with Bar("compose", "songs") as bar:
-        written = write_corpus(folder, count, seed=seed, seconds=seconds, progress=bar)
-    return {str(path.resolve()): song for path, song in written}
+def _claim(out: Path, music: str | Path | None, size: str, seed: int) -> None:
+    """Make a folder this demo's own, so that nothing of another demo, or of the user's, is ever mixed with it."""
+    wanted = {"music": None if music is None else str(Path(music).absolute()), "size": size, "seed": seed}
+    path = out / CLAIM
+    if path.is_file():
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [name for name in wanted if told.get(name) != wanted[name]]:
+            of = ", ".join(f"{name} {'composed' if told.get(name) is None else told[name]}" for name in differing)
+            raise ConfigError(f"{out} holds a demo of other things ({of}): give another folder with -o, or remove it.")
+        return
+    if there := [name for name in MADE if (out / name).exists()]:
+        raise ConfigError(
+            f"{out} holds {', '.join(there)} and no {CLAIM}, so no demo made that: give another folder with -o."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(wanted) + "\n")
 
 
-def _songs_of(paths: Sequence[Path], written: dict[str, Song]) -> list[Song]:
-    return [written[str(path.resolve())] for path in paths]
+def _command(music: str | Path | None, size: str, seed: int, overrides: dict[str, Any]) -> str:
+    given = {"music": music, "size": size if size != "full" else None, "seed": seed or None, **overrides}
+    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None]
+    return shlex.join(["myna", "demo", *(word for option in options for word in option)])
+
+
+def _tracks(paths: Iterable[Path]) -> list[Track]:
+    return [Track(path) for path in sorted(paths)]
 
 
 def _prepare(tracks: list[Track], path: Path) -> Store:
@@ -130,8 +163,9 @@ def _prepare(tracks: list[Track], path: Path) -> Store:
 def _pretrain(store: Store, run: Path, settings: Settings) -> Trainer:
     there = (run / RUN_FILE).is_file()
     if there and read_run(run)["store"]["hash"] != store.hash:
-        shutil.rmtree(run)  # an earlier demo's, on other music
-        there = False
+        raise ConfigError(
+            f"The music is not what {run} was trained on: remove {run} to train anew, or give another folder with -o."
+        )
     trainer = Trainer(store, run, settings, resume=there)
     with Bar("pretrain", "steps") as bar:
         stopped = trainer.train(
@@ -145,7 +179,8 @@ def _pretrain(store: Store, run: Path, settings: Settings) -> Trainer:
 
 
 def _embed(model: Myna, tracks: list[Track], path: Path) -> tuple[np.ndarray, Any]:
-    path.unlink(missing_ok=True)  # of an earlier demo with another model
+    path.unlink(missing_ok=True)  # it may be of fewer steps of the run
+    shutil.rmtree(path.with_name(path.name + ".parts"), ignore_errors=True)
     with Bar("embed", "tracks") as bar:
         embed_library(
             model,
@@ -200,17 +235,19 @@ def _report(
     songs: list[Song] | None,
     scores: ScoreTable | None,
     *,
+    command: str,
     seconds: float,
 ) -> Report:
     metrics = read_metrics(out / "run")
     titles = [song.title for song in songs] if songs else [path.stem for path in paths]
     examples = trainer.step * trainer.settings.train.batch
+    kinds = " and ".join(trainer.settings.model.patches)
     return Report(
         title="What myna heard",
         subtitle="Trained from nothing on this machine, without a single label.",
         facts=(
             ("training music", f"{len(store)} tracks, {store.hours:.1f} h"),
-            ("model", f"{parameter_count(trainer.model) / 1e6:.1f} M parameters, hybrid"),
+            ("model", f"{parameter_count(trainer.model) / 1e6:.1f} M parameters, {kinds} patches"),
             ("examples seen", f"{examples:,}"),
             ("time in all", clock(seconds)),
         ),
@@ -224,7 +261,7 @@ def _report(
         views=_views(trainer, store),
         neighbours=_neighbours(vectors, paths, titles, songs),
         notes=_notes(scores is not None),
-        command="myna demo",
+        command=command,
     )
 
 

@@ -28,7 +28,7 @@ from myna.probe import search
 from myna.progress import Bar
 from myna.question import METRICS, QUESTIONS, ask
 from myna.report import ScoreTable
-from myna.songs import Song, song, write_corpus
+from myna.songs import LABELS, Song, read_labels, song, write_corpus
 from myna.task.base import Item, Task
 
 Baseline = Literal["chroma", "mel statistics"]  # what learns nothing
@@ -177,10 +177,10 @@ def _class_of(task: Task, item: Item) -> str:
 
 def compose(folder: Path, count: int, *, seconds: float, seed: int) -> list[tuple[Path, Song]]:
     """Compose songs into a folder of their own, unless they are there; their labels are written last."""
-    songs = [song(seed, index, seconds=seconds) for index in range(count)]
-    if (folder / "labels.csv").is_file():
-        files = {path.stem: path for path in folder.iterdir() if path.name != "labels.csv"}
-        if all(f"{s.index:05d}" in files for s in songs):
-            return [(files[f"{s.index:05d}"], s) for s in songs]
+    folder, songs = folder.absolute(), [song(seed, index, seconds=seconds) for index in range(count)]
+    there = read_labels(folder / LABELS) if (folder / LABELS).is_file() else []
+    files = [folder / row["path"] for row in there]
+    if [row["title"] for row in there] == [one.title for one in songs] and all(file.is_file() for file in files):
+        return list(zip(files, songs, strict=True))
     with Bar("compose", "songs") as bar:
         return write_corpus(folder, count, seed=seed, seconds=seconds, progress=bar)

@@ -23,6 +23,7 @@ INSTRUMENTS = (*TUNED, *BASSES, "drums")
 RATE_HZ = 22050  # of what is composed; models hear 16 kHz
 SLOWEST_BPM, FASTEST_BPM = 60.0, 180.0
 LEVELS_DB = {"chords": -3, "arpeggio": -3, "pad": -5, "melody": -1, "bass": -3, "drums": 1}
+LABELS = "labels.csv"
 SEED_LABELS, SEED_PLAN, SEED_MIX, SEED_PLAYER = range(4)
 
 
@@ -279,8 +280,14 @@ def write_corpus(
             if progress is not None:
                 progress(len(paths), count)
     written = list(zip(paths, songs, strict=True))
-    _write_labels(folder / "labels.csv", written)
+    _write_labels(folder / LABELS, written)
     return written
+
+
+def read_labels(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Return the rows of a corpus's labels: a song each, its `path` relative to the file."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _write_labels(path: Path, written: list[tuple[Path, Song]]) -> None:
