@@ -126,10 +126,22 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_is_the_same_as_at_once(tmp_
     whole = bench(tmp_path / "whole", store).record(Run("a", "base", 48))
     assert long.scores == whole.scores
     np.testing.assert_array_equal(long.read_vectors(), whole.read_vectors())
-    # a shorter one that is wanted later begins anew, and is what it would have been
-    late = bench(tmp_path / "late", store)
+
+
+def test_shorter_runs_that_are_wanted_later_leave_a_longer_one_as_it_is(tmp_path, store):
+    """They begin anew, go on from each other, and are what they would have been; a longer one goes on from the long."""
+    late, runs = bench(tmp_path / "late", store), tmp_path / "late" / "b" / "runs"
     late.record(Run("a", "base", 48))
-    assert late.record(Run("a", "base", 16)).scores == parts.record(Run("a", "base", 16)).scores
+    (long,) = runs.iterdir()
+    before = {path: path.read_bytes() for path in (long / "checkpoints").rglob("*.safetensors")}
+    short, longer = late.record(Run("a", "base", 16)), late.record(Run("a", "base", 32))
+    assert {path: path.read_bytes() for path in (long / "checkpoints").rglob("*.safetensors")} == before
+    assert len(list(runs.iterdir())) == 2
+    late.record(Run("a", "base", 64))
+    assert len(list(runs.iterdir())) == 2
+    assert {path: path.read_bytes() for path in (long / "checkpoints").rglob("*.safetensors")} != before
+    fresh = bench(tmp_path / "fresh", store)
+    assert [short.scores, longer.scores] == [fresh.record(Run("a", "base", n)).scores for n in (16, 32)]
 
 
 def test_a_record_cut_short_is_done_again_and_a_finished_training_is_not(tmp_path, store):

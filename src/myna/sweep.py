@@ -214,13 +214,12 @@ class Bench:
     # ------------------------------------------------------------------------------------- training
 
     def _train(self, run: Run) -> Path:
-        folder = self.folder / "runs" / f"{run.recipe}-{self._digest(run, length=False)}"
         settings = self.settings(run)
-        done = checkpoints(folder)
-        if folder.is_dir() and (not done or open_checkpoint(done[-1]).step > settings.train.steps):
-            shutil.rmtree(folder)  # nothing to go on from, or it is longer than wanted
-            done = []
-        trainer = Trainer(self._store(run), folder, settings, resume=bool(done))
+        folder = self._place(run, settings.train.steps)
+        resume = bool(checkpoints(folder))
+        if folder.is_dir() and not resume:
+            shutil.rmtree(folder)  # stopped before its first checkpoint
+        trainer = Trainer(self._store(run), folder, settings, resume=resume)
         with Bar(f"{run.model}, seed {run.seed}", "steps") as bar:
             stopped = trainer.train(
                 on_log=lambda row: bar(
@@ -230,6 +229,14 @@ class Bench:
         if stopped is not None:
             raise KeyboardInterrupt("Stopped; run the same command again to go on.")
         return folder
+
+    def _place(self, run: Run, steps: int) -> Path:
+        """Return the folder of the longest run of these settings that is no longer than wanted, or a new one."""
+        first = self.folder / "runs" / f"{run.recipe}-{self._digest(run, length=False)}"
+        standing = {folder: _steps_done(folder) for folder in first.parent.glob(f"{first.name}*")}
+        fitting = [folder for folder, done in standing.items() if done <= steps]
+        new = first.with_name(f"{first.name}-{len(standing)}") if standing else first
+        return max(fitting, key=lambda folder: standing[folder], default=new)
 
     def _music(self, run: Run) -> dict[str, Any]:
         return {"songs": run.songs or self.size.songs, "composed": self.size.songs, "seconds": self.size.seconds}
@@ -253,6 +260,11 @@ class Bench:
     def _songs(self) -> list[Path]:
         folder = self.folder / "songs" / f"{self.size.songs}x{self.size.seconds:g}s"
         return [path for path, _ in compose(folder, self.size.songs, seconds=self.size.seconds, seed=0)]
+
+
+def _steps_done(run: Path) -> int:
+    found = checkpoints(run)
+    return open_checkpoint(found[-1]).step if found else 0
 
 
 def _size_of(model: nn.Module) -> int:
