@@ -27,6 +27,7 @@ from myna.errors import ConfigError
 from myna.exam import AVERAGE, Baseline, Exam, compose
 from myna.model import MynaModel
 from myna.prepare import prepare
+from myna.probe import spread
 from myna.progress import Bar
 from myna.run import FREE_ON_RESUME, Settings, read_metrics
 from myna.store import Store
@@ -34,8 +35,6 @@ from myna.track import Track
 from myna.train import Trainer
 
 BASELINES = get_args(Baseline)
-# Student's t, 97.5 %, by the number of seeds from 2 on; beyond, the last, which is a little too wide
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ class Experiment:
     """A sweep: its runs, and what their records become (files in a folder)."""
 
     name: str
-    title: str
     runs: tuple[Run, ...]
     summary: Summary
 
@@ -118,11 +116,8 @@ class Mean:
 
 def mean_of(values: Sequence[float]) -> Mean:
     """Return the mean of a score over seeds, and how far it may be from that of all seeds."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Mean(mean)
-    reach = T_975[min(count, len(T_975) + 1) - 2] * float(np.std(values, ddof=1)) / count**0.5
-    return Mean(mean, mean - reach, mean + reach)
+    found = spread(values)
+    return Mean(found.mean) if len(values) < 2 else Mean(found.mean, found.low, found.high)
 
 
 def by_setting(records: Sequence[Record], question: str = AVERAGE) -> dict[tuple[str, float | None], Mean]:
