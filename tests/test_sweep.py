@@ -19,7 +19,7 @@ from myna.reproduce import ITEMS, SIZES, reproduce
 from myna.run import read_run
 from myna.songs import song
 from myna.store import Store
-from myna.sweep import Bench, Experiment, Run, by_setting, mean_of
+from myna.sweep import Bench, Experiment, Record, Run, by_setting, mean_of
 from stores import make_store, random_mels
 
 SMOKE = SIZES["smoke"]
@@ -89,11 +89,11 @@ def test_every_item_ends_in_its_table_and_figure(item, store, shared):
     ("asked", "title"),
     [(("key", "style"), "Key by clips"), (("GiantSteps",), "GiantSteps by clips"), (("style",), "Average by clips")],
 )
-def test_a_study_of_key_says_what_it_shows_where_the_exam_asks_something_else(shared, store, asked, title):
-    exam = QuickExam()
-    exam.questions, exam.key = asked, f"of {title}"
-    exam.scores = lambda vectors: dict.fromkeys([*asked, AVERAGE], float(vectors.std()))
-    table, picture = reproduce("key-examples", shared, size="smoke", store=store, exam=exam, tell=len)
+def test_a_study_of_key_says_what_it_shows_where_the_exam_asks_something_else(tmp_path, asked, title):
+    exam, experiment = QuickExam(), ITEMS["key-examples"](SMOKE)
+    exam.questions = asked
+    records = [Record(run, dict.fromkeys([*asked, AVERAGE], 50.0)) for run in experiment.runs]
+    table, picture = experiment.summary(records, exam, tmp_path)
     assert table.read_text(encoding="utf-8").startswith(f"# {title} seen\n")
     assert f"{title} seen" in picture.read_text(encoding="utf-8")
 
