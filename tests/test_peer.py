@@ -147,8 +147,8 @@ def test_an_untrained_recipe_is_a_model_of_its_seed():
 
 def test_what_decides_the_vectors_is_told_apart():
     about = [open_peer("untrained:tiny", **options).about() for options in ({}, {"window_samples": 100_000})]
-    about.append(open_peer("untrained:tiny", patches="square").about())
-    assert len({str(one) for one in about}) == 3
+    about += [open_peer("untrained:tiny", patches=kind).about() for kind in ("square", "vertical")]
+    assert len({str(one) for one in about}) == 4
 
 
 @pytest.mark.parametrize(

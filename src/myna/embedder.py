@@ -174,7 +174,7 @@ class Myna:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the vectors besides the weights."""
-        return {"precision": self.precision, "front_end": self.front_end.model_dump()}
+        return {"patches": list(self.kinds), "precision": self.precision, "front_end": self.front_end.model_dump()}
 
     def encode(
         self,
