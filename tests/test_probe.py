@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from myna import cohort
+from myna.device import pick_device, pick_probe_device
 from myna.errors import ProbeError
 from myna.grid import ProbeConfig
 from myna.key import KEYS
@@ -280,3 +281,11 @@ def test_no_grid_no_seed_and_no_representation_are_told():
     ):
         with pytest.raises(ProbeError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize(("cuda", "embed", "probe"), [(True, "cuda", "cuda"), (False, "mps", "cpu")])
+def test_probes_are_trained_where_there_is_float64(monkeypatch, cuda, embed, probe):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device().type == embed
+    assert pick_probe_device().type == probe

@@ -32,6 +32,12 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def pick_probe_device(name: str | None = None) -> torch.device:
+    """Return the device of `pick_device`, but the CPU for MPS: scores need float64, which MPS does not have."""
+    device = pick_device(name)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     """Resolve `auto`: bf16 where its matrix products are clearly faster. Measured on CPUs (a few milliseconds)."""
     if precision != "auto":

@@ -9,7 +9,7 @@ from rich.console import Console
 from myna.about import failures
 from myna.board import Sheet, choices_sheet, results_sheet
 from myna.cli.base import EXIT_SOME_FAILED, EXIT_USER, Out, app, err, extra, some_failed
-from myna.device import pick_device
+from myna.device import pick_probe_device
 from myna.errors import ConfigError
 from myna.grid import Head, Protocol
 from myna.huggingface import Pooling
@@ -174,7 +174,7 @@ def evaluate(
     style
         auto: a table on a terminal, else aligned lines.
     device
-        cuda, mps or cpu; the best there is by default.
+        cuda, mps or cpu; the best there is by default. With mps, probes are trained on the CPU: scores need float64.
     batch
         Windows embedded at once.
     workers
@@ -202,7 +202,7 @@ def evaluate(
         protocol=protocol,
         grid=module.HEADS[head],
         seeds=seeds,
-        device=str(pick_device(device)),
+        device=str(pick_probe_device(device)),
         allow_missing=allow_missing,
     )
     options = {"layer": layer, "pooling": pooling, "trust_remote_code": trust_remote_code, "device": device}
@@ -254,12 +254,12 @@ def reproduce(
     data
         The folder of a benchmark: one for each --task that is no table, in the same order.
     device
-        Where probes are trained: cuda, mps or cpu; the best there is by default.
+        Where probes are trained: cuda or cpu (for mps too: scores need float64); the best there is by default.
     """
     module, exam = extra("reproduce", "demo"), None
     if task:
         loaded = [load(name, folder) for name, folder in _pairs(task, data or [])]
-        exam = module.BenchmarkExam(loaded, out / "embeddings", device=str(pick_device(device)))
+        exam = module.BenchmarkExam(loaded, out / "embeddings", device=str(pick_probe_device(device)))
     files = module.reproduce(item, out, size="small" if small else size, store=store, exam=exam)
     print(files[0].read_text(encoding="utf-8"))
     for file in files:
