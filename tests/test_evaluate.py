@@ -151,13 +151,18 @@ def test_a_hybrids_representations_are_chosen_on_valid_and_all_told(tmp_path):
 
 def test_songs_of_several_clips_are_answered_together(tmp_path):
     task, vectors = labelled("key")
-    items = tuple(replace(item, id=f"{item.id}-{clip}", group=item.id) for item in task.items for clip in range(3))
+    items = tuple(
+        replace(item, id=f"{item.id}-{clip}", group=f"artist {int(item.id) // 10}", song=item.id)
+        for item in task.items
+        for clip in range(3)
+    )
     rng = np.random.default_rng(0)
-    noisy = {item.id: (vectors[item.group] + rng.standard_normal(6)).astype(np.float32) for item in items}
+    noisy = {item.id: (vectors[item.song] + rng.standard_normal(6)).astype(np.float32) for item in items}
     record = evaluate(
         given(tmp_path / "v.parquet", noisy), replace(task, items=items), tmp_path / "out", Plan(grid=FEW)
     )
-    assert record["task"]["splits"]["test"] | {"items": 36, "groups": 12} == record["task"]["splits"]["test"]
+    assert record["task"]["splits"]["test"] | {"items": 36, "groups": 6} == record["task"]["splits"]["test"]
+    assert 12 * record["test"]["accuracy"]["mean"] == pytest.approx(round(12 * record["test"]["accuracy"]["mean"]))
     assert record["chosen"]["strategy"] in ("vote", "max", "gmean", "mean")
     assert "songs by" in choices_sheet([record]).text()
 

@@ -43,7 +43,7 @@ def problem(answer: str = "single", *, noise: float = 0.3, dim: int = 12, window
         x = heard + noise * rng.standard_normal((count, dim)) if item is None else heard[item]
         if windows:
             x = x + 3 * noise * rng.standard_normal(x.shape)
-        splits.append(Split((5 + 2 * x).astype(np.float32), y.get(answer, score.argmax(1)), song, item))
+        splits.append(Split((5 + 2 * x).astype(np.float32), y.get(answer, score.argmax(1)), item=item, song=song))
     return Problem("toy", answer, OUTPUTS[answer], *splits)
 
 
@@ -128,6 +128,18 @@ def test_the_strategy_is_chosen_on_valid_and_applied_to_test():
         "mean": [torch.tensor(logits[song == one]).softmax(1).mean(0).argmax() for one in range(20)],
     }
     assert found.test["accuracy"] == accuracy_score(told.test.y[::3], by_hand[found.strategy])
+
+
+def test_songs_are_answered_alone_and_drawn_with_their_artist():
+    told = problem("key", noise=1.0)
+    artist = np.arange(60) // 12  # four songs, which differ in their key
+    alone, drawn = (search(changed(told, "test", group=group), grid=SMALL[1:2]) for group in (None, artist))
+    assert drawn.test == alone.test
+    widths = [np.ptp(found.intervals["weighted_score"]) for found in (alone, drawn)]
+    assert widths[0] > 0
+    assert widths[0] != widths[1]
+    again = search(changed(told, "test", group=told.test.song), grid=SMALL[1:2])
+    assert again.intervals == alone.intervals
 
 
 def test_windows_are_trained_singly_and_answered_together():

@@ -112,9 +112,9 @@ def test_check_says_which_split_is_wrong_and_exits_with_1(gtzan, capsys):
 
 
 def test_check_of_a_table_tells_how_it_was_understood(gtzan, capsys):
-    rows = [f"genres/{name.split('.')[0]}/{name}.wav,{n},{name[0]}" for n, name in
-            enumerate(["blues.00001", "jazz.00002", "rock.00003"])]  # fmt: skip
-    (gtzan / "own.csv").write_text("path,bpm,who\n" + "\n".join(rows) + "\n")
+    rows = [f"genres/{name.split('.')[0]}/{name}.wav,{n + start},{name[0]},{start}" for n, name in
+            enumerate(["blues.00001", "jazz.00002", "rock.00003"]) for start in (0, 0.1)]  # fmt: skip
+    (gtzan / "own.csv").write_text("path,bpm,who,start_s\n" + "\n".join(rows) + "\n")
     arguments = ["tasks", "check", gtzan / "own.csv", "--group", "who", "--columns", "bpm", "--split", "40/30/30"]
     codes = {seed: status([*arguments, "--seed", seed]) for seed in range(12)}
     assert set(codes.values()) == {0, 1}  # three groups fill three splits only now and then
@@ -123,7 +123,7 @@ def test_check_of_a_table_tells_how_it_was_understood(gtzan, capsys):
     out, err = capsys.readouterr()
     assert out.count("your own") == 3
     assert "was read as regression (guessed; --kind names another), 1 outputs, from the column bpm" in err
-    assert "Split 40/30/30 by who: 1 train, 1 valid, 1 test." in err
+    assert "Split 40/30/30 by who: 2 train, 2 valid, 2 test." in err
 
 
 def test_unpack_on_the_command_line(gtzan, capsys):

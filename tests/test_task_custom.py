@@ -174,14 +174,25 @@ def test_a_rule_with_a_group_is_told(make):
 
 def test_an_interval_draws_rows_of_one_group_or_else_of_one_file_together(make):
     labels = ["x", "y"] * 4
-    artists = [*"abcabcc", ""]
+    artists = [*"abaBccd", ""]
     task = task_of(make(label=labels, artist=artists), group="artist")
-    assert [item.group for item in task.items] == [*"abcabcc", "music/7.wav"]
+    assert [item.group for item in task.items] == [*"ababccd", "music/7.wav"]
     paths = [f"music/{n}.wav" for n in [*range(7), 6]]
     task = task_of(make(label=labels, start_s=[0] * 7 + [0.1], paths=paths), columns=("label",))
     assert {item.id: item.group for item in task.items} == dict(
         zip([*paths[:7], "music/6.wav@0.1"], paths, strict=True)
     )
+
+
+def test_songs_are_files_whatever_they_are_grouped_by(make):
+    keys = ["C", "D", "E", "F"] * 2
+    task = task_of(make(key=keys, artist=[*"aabbccdd"]), group="artist")
+    assert [item.song for item in task.items] == [f"music/{n}.wav" for n in range(8)]
+    paths = ["music/0.wav", "./music/0.wav", *(f"music/{n}.wav" for n in range(2, 8))]
+    with pytest.raises(TaskError, match=r"music/0.wav several keys"):
+        task_of(make(key=keys, paths=paths))
+    task = task_of(make(key=["C", *keys[:7]], paths=paths))
+    assert [item.song for item in task.items][:2] == ["music/0.wav"] * 2
 
 
 def test_splits_go_by_many_names(make):
@@ -211,7 +222,23 @@ LABELS = ["a", "b"] * 4
         ({"bpm": [1, 2, 3, "nan"] * 2}, {"kind": "regression"}, "Row 4 of .* has 'nan'"),
         ({"bpm": [1] * 6 + [2, 3]}, {}, "bpm of .* is the same in every row of train and valid"),
         ({"a": [0, 1, 2, 1] * 2, "b": [0, 1] * 4}, {"kind": "multi"}, "hold 0 or 1"),
-        ({"label": LABELS, "paths": ["music/0.wav"] * 8}, {}, "music/0.wav in more than one split"),
+        ({"label": LABELS, "paths": ["music/0.wav"] * 8}, {}, "the path music/0.wav in more than one split"),
+        (
+            {"label": LABELS, "paths": [f"music/{n}.wav" for n in range(7)] + ["music/../music//0.wav"]},
+            {},
+            "the path music/0.wav in more than one split",
+        ),
+        (
+            {"label": LABELS, "artist": [*"bbcdefg", "B"]},
+            {"group": "artist"},
+            "the artist b in more than one split: put all of its rows into one",
+        ),
+        ({"tags": [""] * 8}, {}, "has no tag in any row"),
+        (
+            {"bpm": [1, 2, 3, 4, 5, 6, 7, 7]},
+            {},
+            "columns of .*, such as 'bpm', are the same in all of the rows in test",
+        ),
         (
             {"label": LABELS, "paths": ["music/0.wav"] * 2 + [f"music/{n}.wav" for n in range(2, 8)]},
             {},

@@ -158,10 +158,10 @@ def test_the_rules_together(data):
         "valid": ("0014344", "0299299"),
         "test": ("0010089", "0846900"),
     }
-    keys = {item.group: name_key(item.label) for item in reading.items}
+    keys = {item.song: name_key(item.label) for item in reading.items}
     assert keys == {"0005061": "Eb minor", "0014344": "D minor", "0299299": "Bb major", "0010089": "D minor",
                     "0846900": "Db major"}  # fmt: skip
-    assert [(item.id, item.start_s, item.length_s) for item in reading.items if item.group == "0005061"] == [
+    assert [(item.id, item.start_s, item.length_s) for item in reading.items if item.song == "0005061"] == [
         ("0005061-0", 0.0, 30.0),
         ("0005061-1", 30.0, 30.0),
     ]

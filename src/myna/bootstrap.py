@@ -5,7 +5,7 @@ how often a group occurs, and the metrics are formed from such counts, all draws
 """
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Shaped
 
 from myna.metric import key_scores
 from myna.task.base import Answer
@@ -18,17 +18,18 @@ def intervals(
     outputs: tuple[str, ...],
     truth: Shaped[np.ndarray, "item *output"],
     found: Shaped[np.ndarray, "item *output"],
-    group: Int64[np.ndarray, " item"],
+    group: Shaped[np.ndarray, " item"],
     *,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Return the middle 95 % of each metric of `metric.measure` over `draws` resamples of the groups.
 
-    `group` numbers the items' groups from 0 on. A draw in which a metric is undefined (a rare tag did not occur) is
+    `group` names or numbers the items' groups. A draw in which a metric is undefined (a rare tag did not occur) is
     left out for that metric; where that befalls more than half of them, both ends are NaN.
     """
-    groups = int(group.max()) + 1
+    names, group = np.unique(group, return_inverse=True)
+    groups = len(names)
     counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws).astype(np.float32)
     drawn = resampled(answer, outputs, truth, found, counts[:, group])
     ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,7 @@ def problems(task: Task, vectors: Vectors, representations: Mapping[str, slice])
             task.name,
             task.answer,
             task.outputs,
-            **{
-                part: Split(np.ascontiguousarray(split.x[:, columns]), split.y, split.group, split.item)
-                for part, split in splits.items()
-            },
+            **{part: replace(split, x=np.ascontiguousarray(split.x[:, columns])) for part, split in splits.items()},
         )
         for name, columns in representations.items()
     }
@@ -173,6 +170,7 @@ def _split(task: Task, part: Part, vectors: Vectors) -> Split:
         y=task.labels(part)[here],
         group=np.array([items[number].group for number in here]),
         item=np.repeat(np.arange(len(here)), lengths) if windowed else None,
+        song=np.array([items[number].song or items[number].id for number in here]),
     )
 
 
@@ -189,7 +187,7 @@ def _about_task(task: Task) -> Record:
 
 
 def _about_split(items: Sequence[Item]) -> Record:
-    labels = sorted([item.id, item.group, item.label] for item in items)
+    labels = sorted([item.id, item.group, item.song, item.label] for item in items)
     return {
         "items": len(items),
         "groups": len({item.group for item in items}),

@@ -319,13 +319,14 @@ class _Search:
         self, probe: Probe, split: Split, strategy: int | None
     ) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:
         """Return the metrics, and what they were formed from: truth, answers, groups."""
-        logits, truth, group = self._logits(probe, split), split.y, split.songs
+        logits, truth = self._logits(probe, split), split.y
+        group = np.arange(len(split)) if split.group is None else split.group
         if strategy is None:
             found = _answers(self.problem.answer, logits)
         else:
-            songs, first = np.unique(group, return_index=True)
-            found = answers_of_songs(logits[None], torch.from_numpy(group), len(songs))[strategy, 0].numpy()
-            truth, group = truth[first], songs
+            songs, first = np.unique(split.songs, return_index=True)
+            found = answers_of_songs(logits[None], torch.from_numpy(split.songs), len(songs))[strategy, 0].numpy()
+            truth, group = truth[first], group[first]
         return measure(self.problem.answer, self.problem.outputs, truth, found), truth, found, group
 
 

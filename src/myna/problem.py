@@ -1,6 +1,6 @@
 """A task seen through one model: embeddings and labels of three splits, checked before anything is trained on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,24 +16,26 @@ class Split:
     """The embeddings and labels of one part.
 
     `x` (row, dim) is float32; a row is an item, or, if `item` (row,) says which item it belongs to, a window of one.
-    `y` is int64 (item,) for classes and keys, float32 (item, output) else. `group` (item,) numbers what belongs
-    together, such as the clips of a song; without it each item stands alone.
+    `y` is int64 (item,) for classes and keys, float32 (item, output) else. `group` (item,) names what is drawn together
+    for an interval, such as the songs of an artist, and `song` (item,) the song that an item is a clip of, whose clips
+    are answered together (keys); without them each item stands alone.
     """
 
     x: np.ndarray
     y: np.ndarray
     group: np.ndarray | None = None
     item: np.ndarray | None = None
+    song: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
     def songs(self) -> Int64[np.ndarray, " item"]:
-        """Return the groups numbered from 0 on."""
-        if self.group is None:
+        """Return the songs numbered from 0 on."""
+        if self.song is None:
             return np.arange(len(self))
-        return np.unique(self.group, return_inverse=True)[1].astype(np.int64)
+        return np.unique(self.song, return_inverse=True)[1].astype(np.int64)
 
     def pooled(self) -> "Split":
         """Return the split with each item's windows replaced by their mean."""
@@ -42,7 +44,7 @@ class Split:
         total = np.zeros((len(self), self.x.shape[1]))
         np.add.at(total, self.item, self.x)
         means = total / np.bincount(self.item, minlength=len(self))[:, None]
-        return Split(means.astype(np.float32), self.y, self.group)
+        return replace(self, x=means.astype(np.float32), item=None)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Problem:
             raise ProbeError(f"{where} has {bad} embeddings with NaN or infinite values: mend or drop these files.")
         if split.item is not None and set(np.unique(split.item)) != set(range(len(split))):
             raise ProbeError(f"{where} has items without a window, or windows of items beyond its {len(split)} labels.")
-        if split.group is not None and len(split.group) != len(split):
-            raise ProbeError(f"{where} has {len(split.group)} groups for {len(split)} items: give one each.")
+        for what, names in (("groups", split.group), ("songs", split.song)):
+            if names is not None and len(names) != len(split):
+                raise ProbeError(f"{where} has {len(names)} {what} for {len(split)} items: give one each.")
         self._check_labels(where, part, split)
 
     def _check_labels(self, where: str, part: str, split: Split) -> None:

@@ -209,7 +209,7 @@ def _report(
 ) -> Report:
     """Decode the beginning of every file and put everything together."""
     started = time.monotonic()
-    ids_of = {item.path: item.group for item in task.items}
+    ids_of = {item.path: item.song or item.id for item in task.items}
     reasons = for_each(why_undecodable, ids_of)
     broken = [Problem(ids_of[path], path, why) for path, why in zip(ids_of, reasons, strict=True) if why is not None]
     parts = []

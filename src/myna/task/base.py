@@ -19,8 +19,10 @@ Label = int | tuple[float, ...]
 class Item:
     """One example of a benchmark: a stretch of a file, from `start_s` on, `length_s` long (None: to the end).
 
-    `label` is the number of a class (single, key), or one number for each output (multi: 0 or 1; regression). Items
-    of one `group` (the clips of a song) are answered together; `id` and `group` are the benchmark's own names.
+    `label` is the number of a class (single, key), or one number for each output (multi: 0 or 1; regression). Items of
+    one `group` (the songs of an artist) are in one split and are drawn together for a score's interval; those of one
+    `song` are its clips, whose answers become one where keys are asked for (None: it has no other clips). `id`, `group`
+    and `song` are the benchmark's own names.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Item:
     group: str
     start_s: float = 0.0
     length_s: float | None = None
+    song: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ which `Task.notes` tells, or named:
 """
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,9 @@ def read(
     """Read a table of the user's own; return the task of the files that are there, and the others.
 
     `split` is a rule such as "60/20/20" for a table without a column `split`; rows with one value in the column `group`
-    then stay together. Rows of one group, else of one file, are drawn together for a score's interval. Raises TaskError
-    for a table that makes no task, ConfigError for options that make no sense.
+    then stay together. Rows of one group, else of one file, are drawn together for a score's interval, and neither may
+    cross splits; rows of one file are a song's clips. Raises TaskError for a table that makes no task, ConfigError for
+    options that make no sense.
     """
     rows = read_table(table, ["path"], exact=True)
     rows = [{name: value.strip() for name, value in row.items()} for row in rows]
@@ -66,7 +68,10 @@ def read(
     understood = guess_kind(table, rows, group=group, kind=kind, columns=columns)
     parts, notes = _split(table, rows, split, group, seed)
     outputs, labels, scaled = _labels(table, rows, understood, parts)
+    _check_crossing(table, rows, parts, group)
     _check_parts(table, understood.answer, outputs, labels, parts)
+    if understood.answer == "key":
+        _check_songs(table, rows, labels)
     guessed = "as told" if kind else "guessed; --kind names another"
     notes = [
         f"{table.name} was read as {understood.answer} ({guessed}), {len(outputs)} outputs, from the column"
@@ -84,8 +89,8 @@ def read(
         if why:
             problems.append(Problem(name, path, why))
         else:
-            together = (row[group] if group else "") or row["path"]
-            items.append(Item(name, path, part, label, group=together, start_s=start, length_s=length))
+            together = _together(row, group)
+            items.append(Item(name, path, part, label, together, start_s=start, length_s=length, song=_file(row)))
     names = Counter([item.id for item in items] + [problem.id for problem in problems])
     if twice := [name for name, times in names.items() if times > 1]:
         raise TaskError(f"{table} has {twice[0]!r} more than once: give each row an `id`, or one row a file.")
@@ -101,6 +106,16 @@ def _check_rows(table: Path, rows: list[Row], group: str | None) -> None:
         raise TaskError(f"Row {empty} of {table} has an empty path: fill it in or drop it.")
     if group is not None and group not in rows[0]:
         raise ConfigError(f"{table} has no column {group!r} to group by; it has {', '.join(rows[0])}.")
+
+
+def _file(row: Row) -> str:
+    """Return the one name of a row's file, however it is spelt."""
+    return os.path.normpath(row["path"])
+
+
+def _together(row: Row, group: str | None) -> str:
+    """Return what a row has in common with those that must not be parted from it: its group, else its file."""
+    return (row[group].casefold() if group else "") or _file(row)
 
 
 def _stretch(table: Path, number: int, row: Row) -> tuple[float, float | None]:
@@ -241,8 +256,7 @@ def _split(
     elif rule is None:
         raise ConfigError(f"{table} has no column `split`: add one, or give a rule as in --split 60/20/20.")
     else:
-        names = [(row[group] if group else "") or row["path"] for row in rows]
-        parts = split_groups(names, rule, seed)
+        parts = split_groups([_together(row, group) for row in rows], rule, seed)
         alone = sum(not row[group] for row in rows) if group else 0
         by = (
             f"by {group}"
@@ -251,12 +265,22 @@ def _split(
         )
         counts = ", ".join(f"{parts.count(part)} {part}" for part in PARTS)
         notes = [f"Split {rule} {by}: {counts}." + (f" {alone} rows have no {group} and stand alone." if alone else "")]
-    places = defaultdict(set)
-    for row, part in zip(rows, parts, strict=True):
-        places[row["path"]].add(part)
-    if crossing := [path for path, of in places.items() if len(of) > 1]:
-        raise TaskError(f"{table} has {crossing[0]} in more than one split: one file must stay in one.")
     return parts, notes
+
+
+def _check_crossing(table: Path, rows: list[Row], parts: list[Part], group: str | None) -> None:
+    """Raise TaskError for a file, however it is spelt, or a group that is in more than one split."""
+    names = {group: [row[group].casefold() for row in rows]} if group else {}
+    names["path"] = [os.path.abspath(table.parent / row["path"]) for row in rows]
+    for column, of in names.items():
+        places = defaultdict(set)
+        for name, part in zip(of, parts, strict=True):
+            places[name].add(part)
+        crossing = [row for row, name in zip(rows, of, strict=True) if name and len(places[name]) > 1]
+        if crossing:
+            raise TaskError(
+                f"{table} has the {column} {crossing[0][column]} in more than one split: put all of its rows into one."
+            )
 
 
 def parse_rule(rule: str) -> tuple[float, float, float]:
@@ -285,25 +309,37 @@ def split_groups(groups: Sequence[str], rule: str, seed: int = 0) -> list[Part]:
 def _check_parts(
     table: Path, answer: Answer, outputs: Sequence[str], labels: Sequence[Label], parts: Sequence[Part]
 ) -> None:
-    """Raise TaskError for an empty split, a class that training never sees, a tag that cannot be scored."""
+    """Raise TaskError for an empty split, a class that training never sees, a tag or number that cannot be scored."""
+    if not outputs:
+        raise TaskError(f"{table} has no tag in any row: fill the tags in, or name another column with --columns.")
     by_part: Mapping[Part, list[Label]] = {
         part: [label for label, of in zip(labels, parts, strict=True) if of == part] for part in PARTS
     }
     for part, held in by_part.items():
         if not held:
             raise TaskError(f"No row of {table} is in {part}: more rows or groups, or another --seed, are needed.")
-        if answer == "multi":
-            sums = np.sum(held, axis=0)
-            bad = [tag for tag, count in zip(outputs, sums, strict=True) if count in (0, len(held))]
-            if bad:
+        if answer in ("multi", "regression"):
+            columns = np.array(held, np.float32).T  # as the probes see them
+            same = [name for name, values in zip(outputs, columns, strict=True) if np.ptp(values) == 0]
+            what, how = ("tags", "on none or on all") if answer == "multi" else ("columns", "the same in all")
+            if same:
                 raise TaskError(
-                    f"{len(bad)} tags of {table}, such as {bad[0]!r}, are on none or on all of the rows in {part}, so "
-                    "that no score is defined: drop them, or split otherwise."
+                    f"{len(same)} {what} of {table}, such as {same[0]!r}, are {how} of the rows in {part}, so that no "
+                    "score is defined: drop them, or split otherwise."
                 )
     if answer in ("single", "key") and len(set(labels)) < 2:
         raise TaskError(f"{table} has one class only: there is nothing to tell apart.")
     if answer == "single" and (unseen := _unseen(outputs, labels, parts)):
         raise TaskError(f"{table} has no row in train for {', '.join(unseen[:5])}: a probe could not learn it.")
+
+
+def _check_songs(table: Path, rows: list[Row], labels: Sequence[Label]) -> None:
+    """Raise TaskError for a file of several keys: its rows are a song's clips, whose answers become one."""
+    keys: dict[str, set[Label]] = defaultdict(set)
+    for row, label in zip(rows, labels, strict=True):
+        keys[_file(row)].add(label)
+    if several := [file for file, of in keys.items() if len(of) > 1]:
+        raise TaskError(f"{table} gives {several[0]} several keys: give a file one, or cut it into files.")
 
 
 def _unseen(outputs: Sequence[str], labels: Sequence[Label], parts: Sequence[Part]) -> list[str]:

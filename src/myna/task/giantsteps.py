@@ -11,7 +11,7 @@ Rules. All 604 songs of the key data set are test. Of MTG's 1486, those of confi
 They are split by artist: SHA-1 of the artist's name in lower case, modulo 116, below 100 is train, else valid. Then
 twice, over all 1486 rows in the order of the file, every artist who shares a song with a valid one becomes valid.
 Clips begin at 0, 30, 60 s, ... as long as 30 s are left of the length that the file states; all clips of a song are
-one group.
+one song and one group.
 
 [?] The mirrors, the terms of the audio and its size could not be verified. Lengths are as this machine's FFmpeg states
 them; counts of clips that differ from the known ones are an error.
@@ -83,8 +83,9 @@ def read(data: Path) -> Reading:
     paths = {number: audio.get(number, data / f"{number}.LOFI.mp3") for number in sorted(songs)}
     clips, problems = _clips(paths)
     items = tuple(
-        Item(f"{number:07d}-{k}", paths[number], part, key, group=f"{number:07d}", start_s=start, length_s=CLIP_S)
+        Item(f"{number:07d}-{k}", paths[number], part, key, song, start_s=start, length_s=CLIP_S, song=song)
         for number, (part, key) in sorted(songs.items())
+        for song in [f"{number:07d}"]
         for k, start in enumerate(clips.get(number, []))
     )
     ids = {part: tuple(f"{n:07d}" for n, (of, _) in sorted(songs.items()) if of == part) for part in PARTS}
