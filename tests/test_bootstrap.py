@@ -53,6 +53,13 @@ def test_groups_are_drawn_whole():
     assert high - low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 20) ** 0.5, rel=0.1)
 
 
+def test_one_group_says_nothing_of_others():
+    outputs, truth, found = CASES["single"]
+    ends = intervals("single", outputs, truth, found, np.zeros(60, np.int64))
+    assert np.isnan(ends["accuracy"]).all()
+    assert np.isfinite(intervals("single", outputs, truth, found, np.arange(60) // 30)["accuracy"]).all()
+
+
 def test_the_seed_decides():
     outputs, truth, found = CASES["single"]
     once, again, other = (

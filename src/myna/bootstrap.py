@@ -26,7 +26,8 @@ def intervals(
     """Return the middle 95 % of each metric of `metric.measure` over `draws` resamples of the groups.
 
     `group` names or numbers the items' groups. A draw in which a metric is undefined (a rare tag did not occur) is
-    left out for that metric; where that befalls more than half of them, both ends are NaN.
+    left out for that metric; where that befalls more than half of them, or where there is one group only, both ends
+    are NaN.
     """
     names, group = np.unique(group, return_inverse=True)
     groups = len(names)
@@ -36,7 +37,8 @@ def intervals(
     found_intervals = {}
     for name, values in drawn.items():
         defined = values[np.isfinite(values)]
-        low, high = np.quantile(defined, ends) if 2 * len(defined) >= draws else (np.nan, np.nan)
+        known = groups > 1 and 2 * len(defined) >= draws
+        low, high = np.quantile(defined, ends) if known else (np.nan, np.nan)
         found_intervals[name] = (float(low), float(high))
     return found_intervals
 
