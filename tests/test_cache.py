@@ -13,7 +13,7 @@ import pytest
 
 from myna import library
 from myna.cache import embed_task
-from myna.errors import StoreError
+from myna.errors import RunError, StoreError
 from myna.peer import Peer
 from myna.task.base import Item, Task
 from sounds import music, write_audio
@@ -116,6 +116,15 @@ def test_another_version_of_the_task_is_computed_anew(task, tmp_path):
     assert ear.asked == 24
 
 
+def test_two_tables_of_one_name_share_what_they_have_in_common(task, tmp_path):
+    """Neither takes the other's vectors out of the file."""
+    first, second = (Task("toy", 1, "single", ("x", "y"), items) for items in (task.items[:4], task.items[2:]))
+    ear = Ear()
+    for one in (first, second, first):
+        assert len(embed_task(Peer("ear", ear), one, tmp_path / "kept").of) == 4
+    assert ear.asked == 6 * 4
+
+
 def test_failures_are_told_and_tried_again(task, tmp_path):
     path = task.items[4].path
     whole = path.read_bytes()
@@ -147,6 +156,17 @@ def test_a_stop_in_the_middle_keeps_what_is_done(task, tmp_path, monkeypatch):
     assert found.reused >= 2
     assert same(found, embed_task(Peer("ear", Ear()), task, tmp_path / "fresh"))
     assert not list((tmp_path / "kept").glob("*.parts"))
+
+
+def test_there_is_one_writer_at_a_time(task, tmp_path):
+    class Tells(Ear):
+        def embed_windows(self, samples):
+            with pytest.raises(RunError, match="Another `myna evaluate` is writing"):
+                embed_task(Peer("ear", Ear()), task, tmp_path / "kept")
+            return super().embed_windows(samples)
+
+    assert len(embed_task(Peer("ear", Tells()), task, tmp_path / "kept").of) == 6
+    assert embed_task(Peer("ear", Ear()), task, tmp_path / "kept").reused == 6
 
 
 def test_a_kill_in_the_middle_keeps_what_is_done(tmp_path):

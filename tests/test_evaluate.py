@@ -100,19 +100,23 @@ def test_a_record_tells_everything_and_is_not_computed_twice(tmp_path, monkeypat
     assert evaluate(peer, task, tmp_path / "out", plan) == told
 
 
-@pytest.mark.parametrize("change", ["vectors", "labels", "grid", "seeds"])
+@pytest.mark.parametrize("change", ["vectors", "labels", "splits", "grid", "seeds"])
 def test_whatever_decides_a_score_makes_another_record(tmp_path, change):
     task, vectors = labelled("single", count=30)
     plan = Plan(grid=FEW[:1])
     first = evaluate(given(tmp_path / "v.parquet", vectors), task, tmp_path / "out", plan)
     if change == "vectors":
         vectors = {name: x + 1 for name, x in vectors.items()}
+    elif change == "splits":
+        swapped = {"train": "train", "valid": "test", "test": "valid"}
+        task = replace(task, items=tuple(replace(item, part=swapped[item.part]) for item in task.items))
     elif change == "labels":
         task = replace(task, items=tuple(replace(item, label=(item.label + 1) % 3) for item in task.items))
     else:
         plan = Plan(grid=FEW[1:]) if change == "grid" else Plan(grid=FEW[:1], seeds=2)
     second = evaluate(given(tmp_path / "v.parquet", vectors), task, tmp_path / "out", plan)
     assert second["key"] != first["key"]
+    assert len(read_results(tmp_path / "out")) == 2
 
 
 def test_what_is_missing_is_refused_or_told_for_ever(tmp_path):
@@ -123,11 +127,25 @@ def test_what_is_missing_is_refused_or_told_for_ever(tmp_path):
         TaskError, match=r"2 of 60 items of toy-single could not be embedded by given .*--allow-missing"
     ):
         evaluate(peer, task, tmp_path / "out", Plan(grid=FEW))
-    record = evaluate(peer, task, tmp_path / "out", Plan(grid=FEW, allow_missing=True))
+    allowed = Plan(grid=FEW, allow_missing=True)
+    record = evaluate(peer, task, tmp_path / "out", allowed)
     assert sorted(record["task"]["unusable"]) == gone
+    assert evaluate(peer, task, tmp_path / "out", allowed) == record
     assert "2 items are missing, so this is not the benchmark" in results_sheet([record]).text()
     with pytest.raises(TaskError):  # what was allowed once is not allowed for ever
         evaluate(peer, task, tmp_path / "out", Plan(grid=FEW))
+
+
+def test_a_result_with_holes_leaves_the_whole_one_alone(tmp_path):
+    parts = ("train", "train", "valid", "test")
+    paths = [write_audio(tmp_path / f"{i}.wav", music(1.2, 16_000, seed=i), 16_000) for i in range(16)]
+    items = tuple(Item(str(i), path, parts[i % 4], i // 4 % 2, str(i)) for i, path in enumerate(paths))
+    task, peer = Task("sounds", 1, "single", ("x", "y"), items), open_peer("chroma")
+    whole = evaluate(peer, task, tmp_path / "out", Plan(grid=FEW[:1]))
+    paths[3].write_text("no music")
+    record = evaluate(peer, task, tmp_path / "out", Plan(grid=FEW[:1], allow_missing=True))
+    assert list(record["task"]["unusable"]) == ["3"]
+    assert sorted(one["key"] for one in read_results(tmp_path / "out")) == sorted([whole["key"], record["key"]])
 
 
 def test_a_hybrids_representations_are_chosen_on_valid_and_all_told(tmp_path):
@@ -203,6 +221,10 @@ def test_the_command_line_measures_and_prints_the_table(tmp_path, capsys, monkey
     assert "chroma" in out
     assert "accuracy" in out
     assert len(read_results(tmp_path / "out")) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "chroma", "--task", str(tmp_path / "elsewhere" / "labels.csv"), *task])
+    assert ended.value.code == 1
+    assert "Two tasks are called labels.csv" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "chroma", "--task", "gtzan", "-o", str(tmp_path / "out")])
     assert ended.value.code == 1

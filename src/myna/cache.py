@@ -21,6 +21,7 @@ from jaxtyping import Float32
 
 from myna.errors import AudioError, StoreError
 from myna.library import Parts
+from myna.lock import only_writer
 from myna.peer import Peer
 from myna.task.base import Item, Task
 
@@ -59,7 +60,7 @@ def embed_task(
     """Embed the items of a task, reusing what `folder` holds of them; `on_item` takes done, all and failed.
 
     With `windows` every window's vector is kept, else their mean. Items that fail are tried again the next time.
-    Raises StoreError if a file of the cache is damaged.
+    Raises StoreError if a file of the cache is damaged, and RunError while another process writes to it.
     """
     about = {
         "format": FORMAT,
@@ -73,25 +74,27 @@ def embed_task(
     parts = path.with_suffix(".parts")
     described = _schema(about)
     items = {item_key(item): item for item in task.items}
-    known = _known(path, parts, about)
-    rows = {key: known[key] for key in items if key in known}
-    todo = [key for key in items if key not in known]
     failed: dict[str, str] = {}
-    if todo:
-        parts.mkdir(parents=True, exist_ok=True)
-        writer = Parts(parts, described)
-        for number, result in peer.embed_items([items[key] for key in todo], workers=workers):
-            key = todo[number]
-            if isinstance(result, AudioError):
-                failed[items[key].id] = str(result)
-            else:
-                rows[key] = result.embeddings if windows else result.vector[None], result.padded
-                writer.add([{"key": key, "embeddings": list(rows[key][0]), "padded": result.padded}])
-            if on_item:
-                on_item(len(rows) + len(failed), len(items), len(failed))
-        writer.flush()
-        _write(rows, path, described)
-        shutil.rmtree(parts)
+    with only_writer("evaluate", path, lock=path.with_name(f".{path.name}.lock")):
+        known = _known(path, parts, about)  # also of items that this task does not have: they stay in the file
+        todo = [key for key in items if key not in known]
+        if todo:
+            parts.mkdir(parents=True, exist_ok=True)
+            writer = Parts(parts, described)
+            results = peer.embed_items([items[key] for key in todo], workers=workers)
+            for done, (number, result) in enumerate(results, start=len(items) - len(todo) + 1):
+                key = todo[number]
+                if isinstance(result, AudioError):
+                    failed[items[key].id] = str(result)
+                else:
+                    known[key] = result.embeddings if windows else result.vector[None], result.padded
+                    writer.add([{"key": key, "embeddings": list(known[key][0]), "padded": result.padded}])
+                if on_item:
+                    on_item(done, len(items), len(failed))
+            writer.flush()
+            _write(known, path, described)
+            shutil.rmtree(parts)
+    rows = {key: known[key] for key in items if key in known}
     return Vectors(
         {items[key].id: vectors for key, (vectors, _) in rows.items()},
         failed,

@@ -7,7 +7,7 @@ finished is not computed again; one that was stopped goes on with the embeddings
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -78,9 +78,7 @@ def evaluate(
     """
     plan, told = plan or Plan(), told or Told()
     key = digest_of([FORMAT, VERSION, __version__, peer.about(), _about_task(task), _sounds(task), plan.about()])
-    path = result_path(out, peer, task, plan)
-    known = _known(path, key)
-    if known is not None and (plan.allow_missing or not known["task"]["unusable"]):
+    if known := _known(result_path(out, peer, task, plan), key):
         return known
     began = time.monotonic()
     folder = cache or out / CACHE
@@ -88,6 +86,9 @@ def evaluate(
     vectors = embed_task(peer, task, folder, windows=plan.windows, workers=workers, on_item=told.embedded)
     if vectors.failed and not plan.allow_missing:
         raise TaskError(complaint(peer, task, vectors))
+    path = result_path(out, peer, task, plan, unusable=vectors.failed)
+    if known := _known(path, key):
+        return known
     embedded = time.monotonic()
     grid = None if plan.protocol == "marble" else plan.grid
     outcomes, spread = search_seeds(
@@ -126,9 +127,12 @@ def evaluate(
     return record
 
 
-def result_path(out: Path, peer: Peer, task: Task, plan: Plan) -> Path:
-    """Return the file of a pair; what decides its numbers is also in its name, so no two settings share one."""
-    told = digest_of([peer.about(), task.name, task.version, plan.about()])[:8]
+def result_path(out: Path, peer: Peer, task: Task, plan: Plan, *, unusable: Iterable[str] = ()) -> Path:
+    """Return the file of a pair; what decides its numbers is also in its name, so no two settings share one.
+
+    Nor do tables of one name that differ in labels or splits, or a result without the `unusable` items and a whole one.
+    """
+    told = digest_of([peer.about(), _about_task(task), plan.about(), sorted(unusable)])[:8]
     return out / f"{slug(peer.name)}-{slug(task.name)}-{plan.protocol}-{told}.json"
 
 

@@ -1,5 +1,6 @@
 """What a model is worth: tasks, evaluate, reproduce, demo."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -319,7 +320,13 @@ def _listed(columns: str | None) -> tuple[str, ...] | None:
 
 
 def _pairs(tasks: list[str], folders: list[Path]) -> list[tuple[str, Path | None]]:
-    """Give each benchmark its folder, in order; tables of the user's own have their paths in themselves."""
+    """Give each benchmark its folder, in order; tables of the user's own have their paths in themselves.
+
+    Raises ConfigError for two tasks of one name, which would be one column of the table.
+    """
+    for name, times in Counter(Path(name).name for name in tasks).items():
+        if times > 1:
+            raise ConfigError(f"Two tasks are called {name}: rename one, or take them one at a time.")
     wanting = [name for name in tasks if not name.endswith(".csv")]
     if len(wanting) != len(folders):
         raise ConfigError(
