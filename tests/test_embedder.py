@@ -185,6 +185,9 @@ def test_bad_arrays_are_refused(myna, samples, message):
 def test_an_array_needs_its_rate(myna):
     with pytest.raises(ConfigError, match="rate_hz=44100"):
         myna.encode(np.zeros(50_000, np.float32))
+    for rate_hz in (0, -16_000):
+        with pytest.raises(ConfigError, match=f"rate of {rate_hz} Hz was given"):
+            myna.encode(np.zeros(50_000, np.float32), rate_hz=rate_hz)
 
 
 def test_from_pretrained(files, tmp_path):

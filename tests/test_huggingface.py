@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers as hf
 from transformers import dynamic_module_utils
+from transformers.modeling_outputs import BaseModelOutput
 
 from myna.errors import ConfigError
 from myna.huggingface import HuggingFace
@@ -131,6 +132,17 @@ def test_a_layer_that_the_model_does_not_have_is_refused(folders, layer):
 def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="could not be loaded"):
         open_peer(f"hf:{tmp_path}")
+
+
+def test_a_model_without_hidden_states_is_one_sentence(folders, tmp_path, monkeypatch):
+    codec = hf.EncodecConfig(num_filters=2, hidden_size=4, codebook_size=4, codebook_dim=4, upsampling_ratios=[2, 2])
+    hf.EncodecModel(codec).save_pretrained(tmp_path)  # whose pass takes no `output_hidden_states`
+    hf.EncodecFeatureExtractor().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"gives no hidden states .*output_hidden_states"):
+        open_peer(f"hf:{tmp_path}", device="cpu")
+    monkeypatch.setattr(hf.HubertModel, "forward", lambda *_, **__: BaseModelOutput())
+    with pytest.raises(ConfigError, match="gives no hidden states"):
+        open_peer(f"hf:{folders['hubert']}", device="cpu")
 
 
 def test_code_from_a_repository_runs_only_when_the_user_says_so(folders, tmp_path, monkeypatch):

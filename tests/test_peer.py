@@ -121,6 +121,12 @@ def test_every_item_comes_exactly_once_whatever_the_batch(tmp_path, batch):
     assert all(result.embeddings.shape == (5, 3) for _, result in found)
 
 
+def test_no_workers_are_refused(song):
+    for workers in (0, -1):
+        with pytest.raises(ConfigError, match=f"{workers} workers were asked for; at least 1"):
+            list(embed_items(Ear(), [item(song)], workers=workers))
+
+
 def test_both_halves_of_a_hybrid_come_from_one_pass(song, hybrid):
     assert hybrid.representations == {"square": slice(0, 16), "vertical": slice(16, 32), "both": slice(0, 32)}
     ((_, both),) = embed_items(hybrid, [item(song, "a", 0.0, 7.0)])

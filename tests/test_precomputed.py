@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from myna.embedder import Myna
+from myna.embedder import Embedding, Myna
 from myna.errors import AudioError, StoreError
 from myna.library import embed_library
 from myna.model import ModelConfig, MynaModel
@@ -40,6 +40,12 @@ def test_a_library_gives_the_vectors_of_its_files(place):
     ((number, found),) = peer.embed_items([item(song)])
     assert number == 0
     np.testing.assert_array_equal(found.vector, model.encode(song))
+
+
+def test_a_file_is_found_however_it_is_spelt(place):
+    folder, _, song = place
+    ((_, found),) = Precomputed.open(folder / "False.parquet").embed_items([item(folder / "x" / ".." / song.name)])
+    assert isinstance(found, Embedding)
 
 
 def test_a_vector_for_all_of_a_file_is_no_answer_for_a_part_of_it(place):
@@ -101,6 +107,10 @@ def test_other_numbers_have_another_hash(tmp_path):
         ({"id": ["a", "b"], "embedding": [[1.0], [1.0, 2.0]]}, "different lengths"),
         ({"id": ["a", "a"], "embedding": [[1.0], [2.0]]}, "several rows for the id a"),
         ({"id": ["a"], "embedding": [[float("nan")]]}, "NaN"),
+        ({"id": ["a"], "embedding": [1.0]}, "`embedding` of the type double; lists of numbers are wanted"),
+        ({"id": ["a"], "embedding": [["x"]]}, "lists of numbers are wanted"),
+        ({"id": ["a", "b"], "embedding": pa.array([[], []], pa.list_(pa.float32()))}, "empty vectors"),
+        ({"id": ["a"], "embedding": pa.array([None], pa.list_(pa.float32()))}, "no vectors"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, columns, says):

@@ -218,8 +218,6 @@ class Myna:
         share a batch. A file that cannot be used yields its AudioError, and the rest goes on.
         """
         hop = self.hop_samples(hop_s)
-        if workers is not None and workers < 1:
-            raise ConfigError(f"{workers} workers were asked for; at least 1 is needed.")
         waiting: list[tuple[_Track, np.ndarray]] = []
         ahead = self._as_much(64)
         with Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers, ahead=ahead) as events:
@@ -323,6 +321,8 @@ def _padded(samples: Float32[np.ndarray, " samples"], length: int) -> Float32[np
 def _array_blocks(track: _Track, samples: np.ndarray, rate_hz: int | None, to_hz: int) -> Iterator[np.ndarray]:
     if rate_hz is None:
         raise ConfigError("An array of samples was given without its rate: say encode(samples, rate_hz=44100).")
+    if rate_hz < 1:
+        raise ConfigError(f"A rate of {rate_hz} Hz was given; it must be above 0.")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > 64):
         raise AudioError(
             f"its shape is {samples.shape}; (samples,) or (channels, samples), 64 channels at most, was wanted"
@@ -344,7 +344,7 @@ def _file_blocks(track: _Track, path: str | Path, rate_hz: int) -> Iterator[np.n
 class Decoders:
     """Threads that each decode a piece of work at a time, never far ahead of whoever iterates.
 
-    `cut` turns a piece into events.
+    `cut` turns a piece into events. There are `workers` of them, one a core and eight at most unless given.
     """
 
     def __init__(
@@ -355,6 +355,8 @@ class Decoders:
         *,
         ahead: int = 64,
     ) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"{workers} workers were asked for; at least 1 is needed.")
         self.music, self.cut, self.lock = iter(music), cut, threading.Lock()
         self.events: queue.Queue[Event | BaseException | None] = queue.Queue(maxsize=ahead + 1)
         self.stop = threading.Event()

@@ -51,9 +51,7 @@ class HuggingFace:
             )
         self.rate_hz = int(self.extractor.sampling_rate)
         self.window_samples = window_samples or _window_samples(self.extractor, self.rate_hz)
-        states = self._hidden_states(np.zeros((1, self.window_samples), np.float32))
-        if not all(state.ndim == 3 for state in states):
-            raise ConfigError(f"The model {source} gives no hidden states of the shape (batch, token, dim).")
+        states = self._try()
         self.layers = _layers(layer, len(states), source)
         self.widths = [states[i].shape[2] for i in self.layers]
 
@@ -91,6 +89,20 @@ class HuggingFace:
         inputs = self.extractor(list(samples), sampling_rate=self.rate_hz, return_tensors="pt")
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         return self.model(**inputs, output_hidden_states=True).hidden_states
+
+    def _try(self) -> tuple[Tensor, ...]:
+        """Return the hidden states of a window of silence. Raises ConfigError for a model that gives none."""
+        why = ""
+        try:
+            states = self._hidden_states(np.zeros((1, self.window_samples), np.float32))
+        except Exception as error:  # whatever a model of somebody else's, which may want other inputs, runs into
+            states, why = (), f" from samples alone ({(str(error).strip() or repr(error)).splitlines()[0]})"
+        if not states or any(state.ndim != 3 for state in states):
+            raise ConfigError(
+                f"The model {self.source} gives no hidden states of the shape (batch, token, dim){why}: take one that "
+                "does, such as wav2vec 2.0, MERT or AST."
+            )
+        return states
 
     def _pool(self, state: Tensor) -> Tensor:
         if self.pooling == "first":

@@ -1,6 +1,7 @@
 """Vectors that somebody else has computed: a Parquet file, or a folder with one .npy a file."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def _open_parquet(path: Path) -> Precomputed:
     return Precomputed(
         path,
         by_id=lambda value: found("id", value),
-        by_file=lambda file: found("path", track_name(file.absolute())),
+        by_file=lambda file: found("path", track_name(Path(os.path.abspath(file)))),
         dim=vectors.shape[1],
         hash=xxhash.xxh3_128_hexdigest(vectors.tobytes() + json.dumps(rows).encode()),
         window_s=told["window_samples"] / told["front_end"]["rate_hz"] if windowed else None,
@@ -110,10 +111,18 @@ def _open_parquet(path: Path) -> Precomputed:
 
 
 def _matrix(path: Path, table: pa.Table) -> Float32[np.ndarray, "row dim"]:
+    kind = table["embedding"].type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not listed or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise StoreError(f"{path} has an `embedding` of the type {kind}; lists of numbers are wanted.")
     lists = table["embedding"].to_pylist()
+    if not lists:
+        raise StoreError(f"{path} has no vectors: every `embedding` is empty.")
     lengths = {len(one) for one in lists}
     if len(lengths) != 1:
         raise StoreError(f"{path} has vectors of {len(lengths)} different lengths; all of one length are wanted.")
+    if not lengths.pop():
+        raise StoreError(f"{path} has empty vectors; one number at least is wanted in each.")
     vectors = np.array(lists, np.float32)
     if not np.isfinite(vectors).all():
         raise StoreError(f"{path} has vectors with NaN or infinite values: replace them first.")
