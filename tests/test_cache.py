@@ -13,7 +13,7 @@ import pytest
 
 from myna import library
 from myna.cache import embed_task
-from myna.errors import RunError, StoreError
+from myna.errors import ConfigError, RunError, StoreError
 from myna.peer import Peer
 from myna.task.base import Item, Task
 from sounds import music, write_audio
@@ -167,6 +167,12 @@ def test_there_is_one_writer_at_a_time(task, tmp_path):
 
     assert len(embed_task(Peer("ear", Tells()), task, tmp_path / "kept").of) == 6
     assert embed_task(Peer("ear", Ear()), task, tmp_path / "kept").reused == 6
+
+
+def test_what_is_refused_leaves_nothing(task, tmp_path):
+    with pytest.raises(ConfigError, match="at least 1"):
+        embed_task(Peer("ear", Ear()), task, tmp_path / "kept", workers=-1)
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 def test_a_kill_in_the_middle_keeps_what_is_done(tmp_path):

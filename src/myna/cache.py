@@ -79,9 +79,9 @@ def embed_task(
         known = _known(path, parts, about)  # also of items that this task does not have: they stay in the file
         todo = [key for key in items if key not in known]
         if todo:
+            results = peer.embed_items([items[key] for key in todo], workers=workers)
             parts.mkdir(parents=True, exist_ok=True)
             writer = Parts(parts, described)
-            results = peer.embed_items([items[key] for key in todo], workers=workers)
             for done, (number, result) in enumerate(results, start=len(items) - len(todo) + 1):
                 key = todo[number]
                 if isinstance(result, AudioError):

@@ -54,8 +54,8 @@ class Embedding:
 
 
 @dataclass
-class _Track:
-    """A track whose windows are on their way."""
+class Piece:
+    """A track, or a stretch of one, whose windows are on their way."""
 
     number: int
     starts: list[int] = field(default_factory=list)  # in samples
@@ -75,7 +75,7 @@ class _Track:
         return Embedding(np.stack(self.vectors), np.array(self.starts) / rate_hz, self.padded, **self.facts)
 
 
-Event = tuple[Any, np.ndarray | None]  # whose window it is, and the window; None after its last
+Event = tuple[Piece, np.ndarray | None]  # whose window it is, and the window; None after its last
 
 
 class Myna:
@@ -218,19 +218,8 @@ class Myna:
         share a batch. A file that cannot be used yields its AudioError, and the rest goes on.
         """
         hop = self.hop_samples(hop_s)
-        waiting: list[tuple[_Track, np.ndarray]] = []
-        ahead = self._as_much(64)
-        with Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers, ahead=ahead) as events:
-            for track, window in events:
-                if window is not None:
-                    waiting.append((track, window))
-                else:
-                    track.whole = True
-                    if track.done:
-                        yield track.number, track.result(self.rate_hz)
-                if len(waiting) == self.batch:
-                    yield from self._flush(waiting)
-            yield from self._flush(waiting)
+        pieces = Decoders(enumerate(music), lambda one: self._cut(one, rate_hz, hop), workers, ahead=self._as_much(64))
+        yield from embed_pieces(pieces, self.embed_windows, batch=self.batch, rate_hz=self.rate_hz)
 
     def hop_samples(self, hop_s: float | None) -> int:
         """Return the samples from one window to the next; 0 where whole tracks are windows."""
@@ -244,19 +233,6 @@ class Myna:
             raise ConfigError(f"A hop of {hop_s} s was given; it must be above 0.")
         return round(hop_s * self.rate_hz)
 
-    def _flush(self, waiting: list[tuple[_Track, np.ndarray]]) -> Iterator[tuple[int, Embedding | AudioError]]:
-        """Embed the windows that wait, and yield the tracks that are complete by it."""
-        if not waiting:
-            return
-        vectors = self.embed_windows(np.stack([window for _, window in waiting]))
-        tracks = {track.number: track for track, _ in waiting}
-        for (track, _), vector in zip(waiting, vectors, strict=True):
-            track.vectors.append(vector)
-        waiting.clear()
-        for track in tracks.values():
-            if track.done:
-                yield track.number, track.result(self.rate_hz)
-
     @torch.inference_mode()
     def embed_windows(self, samples: Float32[np.ndarray, "window samples"]) -> Float32[np.ndarray, "window dim"]:
         """Embed windows of mono samples at the model's rate."""
@@ -269,7 +245,7 @@ class Myna:
     def _cut(self, one: tuple[int, Music], rate_hz: int | None, hop: int) -> Iterator[Event]:
         """Decode one track and cut it into windows."""
         number, music = one
-        track = _Track(number)
+        track = Piece(number)
         try:
             if isinstance(music, np.ndarray):
                 blocks = _array_blocks(track, music, rate_hz, self.rate_hz)
@@ -280,7 +256,7 @@ class Myna:
             track.error = error
         yield track, None
 
-    def _windows(self, track: _Track, blocks: Iterator[np.ndarray], hop: int) -> Iterator[Event]:
+    def _windows(self, track: Piece, blocks: Iterator[np.ndarray], hop: int) -> Iterator[Event]:
         """Cut windows of equal length; a last stretch shorter than one is left out."""
         rest, start = np.empty(0, np.float32), 0  # samples from `start` on
         for block in blocks:
@@ -294,7 +270,7 @@ class Myna:
             track.starts.append(start)
             yield track, _padded(rest[: self.window_samples], self.window_samples)
 
-    def _few_windows(self, track: _Track, blocks: Iterator[np.ndarray]) -> Iterator[Event]:
+    def _few_windows(self, track: Piece, blocks: Iterator[np.ndarray]) -> Iterator[Event]:
         """Cut a whole track into as few equal windows as the limit allows, mostly one. Its samples are held at once."""
         samples = np.concatenate([np.empty(0, np.float32), *blocks])
         segment = min(self.model.config.segment_samples, self.window_samples)
@@ -318,7 +294,7 @@ def _padded(samples: Float32[np.ndarray, " samples"], length: int) -> Float32[np
     return window
 
 
-def _array_blocks(track: _Track, samples: np.ndarray, rate_hz: int | None, to_hz: int) -> Iterator[np.ndarray]:
+def _array_blocks(track: Piece, samples: np.ndarray, rate_hz: int | None, to_hz: int) -> Iterator[np.ndarray]:
     if rate_hz is None:
         raise ConfigError("An array of samples was given without its rate: say encode(samples, rate_hz=44100).")
     if rate_hz < 1:
@@ -334,7 +310,7 @@ def _array_blocks(track: _Track, samples: np.ndarray, rate_hz: int | None, to_hz
     yield resample(mono, rate_hz, to_hz)
 
 
-def _file_blocks(track: _Track, path: str | Path, rate_hz: int) -> Iterator[np.ndarray]:
+def _file_blocks(track: Piece, path: str | Path, rate_hz: int) -> Iterator[np.ndarray]:
     with AudioStream(path, rate_hz=rate_hz) as stream:
         yield from stream
         track.facts = {name: getattr(stream, name) for name in ("duration_s", "decoded_s", "damaged", "content_hash")}
@@ -404,3 +380,33 @@ class Decoders:
             with suppress(queue.Full):
                 self.events.put(event, timeout=0.1)
                 return
+
+
+def embed_pieces(
+    decoders: Decoders, embed_windows: Callable[[np.ndarray], np.ndarray], *, batch: int, rate_hz: int
+) -> Iterator[tuple[int, Embedding | AudioError]]:
+    """Embed what decoders cut, yielding (number of the piece, result) as they are done; pieces share batches."""
+    waiting: list[Event] = []
+
+    def flush() -> list[Piece]:
+        """Embed the windows that wait, and return the pieces that they belong to."""
+        touched = {piece.number: piece for piece, _ in waiting}
+        vectors = embed_windows(np.stack([window for _, window in waiting])) if waiting else ()
+        for (piece, _), vector in zip(waiting, vectors, strict=True):
+            piece.vectors.append(vector)
+        waiting.clear()
+        return list(touched.values())
+
+    def results(pieces: list[Piece]) -> Iterator[tuple[int, Embedding | AudioError]]:
+        return ((piece.number, piece.result(rate_hz)) for piece in pieces if piece.done)
+
+    with decoders as events:
+        for piece, window in events:
+            if window is None:
+                piece.whole = True
+                yield from results([piece])
+            else:
+                waiting.append((piece, window))
+                if len(waiting) >= batch:
+                    yield from results(flush())
+        yield from results(flush())

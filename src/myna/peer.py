@@ -18,7 +18,7 @@ from myna import recipe
 from myna.audio import AudioStream
 from myna.baseline import baselines
 from myna.checkpoint import model_hash
-from myna.embedder import Decoders, Embedding, Myna
+from myna.embedder import Decoders, Embedding, Event, Myna, Piece, embed_pieces
 from myna.errors import AudioError, ConfigError
 from myna.huggingface import HuggingFace, Pooling
 from myna.model import MynaModel
@@ -128,50 +128,40 @@ def open_peer(
     return Peer(name, Myna.from_pretrained(name, **myna_options))
 
 
-@dataclass
-class _Stretch:
+@dataclass(kw_only=True)
+class _Stretch(Piece):
     """An item whose windows are on their way: samples `start` to `stop` of its file."""
 
-    number: int
     start: int
     stop: float  # infinite: to the end of the file
-    rest: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    starts: list[int] = field(default_factory=list)
-    vectors: list[np.ndarray] = field(default_factory=list)
-    padded: bool = False
-    whole: bool = False  # whoever embeds has got all of its windows
-    error: AudioError | None = None
+    rest: list[np.ndarray] = field(default_factory=list)  # samples that are in no window yet
 
-    @property
-    def done(self) -> bool:
-        return self.whole and len(self.vectors) == len(self.starts)
-
-    def result(self, rate_hz: int) -> Embedding | AudioError:
-        if self.error is not None:
-            return self.error
-        return Embedding(np.stack(self.vectors), np.array(self.starts) / rate_hz, self.padded)
-
-    def take(self, block: np.ndarray, at: int, window: int | None) -> Iterator[np.ndarray]:
+    def take(self, block: np.ndarray, at: int, window: int | None) -> Iterator[Event]:
         """Take its share of the block that begins at sample `at`; yield the windows that this completes."""
         end = int(min(self.stop, at + len(block)))
-        self.rest = np.concatenate([self.rest, block[max(0, self.start - at) : max(0, end - at)]])
-        while window is not None and len(self.rest) >= window:
-            yield self._window(self.rest[:window])
-            self.rest = self.rest[window:]
+        if len(share := block[max(0, self.start - at) : max(0, end - at)]):
+            self.rest.append(share)
+        if window is None or sum(map(len, self.rest)) < window:
+            return
+        rest = np.concatenate(self.rest)
+        for first in range(0, len(rest) - window + 1, window):
+            yield self._window(rest[first : first + window].copy())
+        self.rest = [rest[len(rest) - len(rest) % window :]]
 
-    def finish(self, window: int | None, rate_hz: int) -> Iterator[np.ndarray]:
-        """Yield the only window of a stretch that is not cut, or that is shorter than one."""
-        if not self.starts and not len(self.rest):
+    def finish(self, window: int | None, rate_hz: int) -> Iterator[Event]:
+        """Yield the only window of a stretch that is not cut, or that is shorter than one; then None."""
+        rest = np.concatenate([np.empty(0, np.float32), *self.rest])
+        if not self.starts and not len(rest):
             self.error = AudioError(f"the file ends before {self.start / rate_hz:g} s, where the item begins")
         elif not self.starts:
             self.padded = window is not None
-            yield self._window(np.pad(self.rest, (0, max(0, (window or 0) - len(self.rest)))))
-        self.rest = np.empty(0, np.float32)
+            yield self._window(np.pad(rest, (0, max(0, (window or 0) - len(rest)))))
+        self.rest = []
+        yield self, None
 
-    def _window(self, samples: np.ndarray) -> np.ndarray:
-        first = self.starts[-1] + len(samples) if self.starts else self.start
-        self.starts.append(first)
-        return samples.copy()
+    def _window(self, samples: np.ndarray) -> Event:
+        self.starts.append(self.starts[-1] + len(samples) if self.starts else self.start)
+        return self, samples
 
 
 def embed_items(
@@ -187,72 +177,37 @@ def embed_items(
         files.setdefault(item.path, []).append(number)
     rate_hz, window = embedder.rate_hz, embedder.window_samples
 
-    def cut(one: tuple[int, list[int]]) -> Iterator[tuple[_Stretch, np.ndarray | None]]:
-        stretches = [_stretch(number, items[number], rate_hz) for number in one[1]]
-        return _cut(items[one[1][0]].path, stretches, rate_hz, window)
+    def cut(one: tuple[int, tuple[Path, list[int]]]) -> Iterator[Event]:
+        path, numbers = one[1]
+        return _cut(path, [_stretch(number, items[number], rate_hz) for number in numbers], rate_hz, window)
 
-    waiting: list[tuple[_Stretch, np.ndarray]] = []
-    with Decoders(enumerate(files.values()), cut, workers) as events:
-        for stretch, samples in events:
-            if samples is not None:
-                waiting.append((stretch, samples))
-            else:
-                stretch.whole = True
-                if stretch.done or stretch.error is not None:
-                    yield stretch.number, stretch.result(rate_hz)
-            if len(waiting) >= embedder.batch:
-                yield from _flush(embedder, waiting)
-        yield from _flush(embedder, waiting)
+    decoders = Decoders(enumerate(files.items()), cut, workers)
+    return embed_pieces(decoders, embedder.embed_windows, batch=embedder.batch, rate_hz=rate_hz)
 
 
 def _stretch(number: int, item: Item, rate_hz: int) -> _Stretch:
     length = math.inf if item.length_s is None else item.length_s
     stop = math.inf if math.isinf(length) else round((item.start_s + length) * rate_hz)
-    return _Stretch(number, round(item.start_s * rate_hz), stop)
+    return _Stretch(number=number, start=round(item.start_s * rate_hz), stop=stop)
 
 
-def _cut(
-    path: Path, stretches: list[_Stretch], rate_hz: int, window: int | None
-) -> Iterator[tuple[_Stretch, np.ndarray | None]]:
+def _cut(path: Path, stretches: list[_Stretch], rate_hz: int, window: int | None) -> Iterator[Event]:
     """Decode a file as far as its stretches reach, and cut them; each is followed by a None."""
     todo, at = list(stretches), 0
     try:
         with AudioStream(path, rate_hz) as stream:
             for block in stream:
                 for stretch in todo:
-                    for samples in stretch.take(block, at, window):
-                        yield stretch, samples
+                    yield from stretch.take(block, at, window)
                 at += len(block)
                 for stretch in [one for one in todo if at >= one.stop]:
-                    yield from _end(stretch, window, rate_hz)
+                    yield from stretch.finish(window, rate_hz)
                     todo.remove(stretch)
                 if not todo:
                     return
         for stretch in todo:
-            yield from _end(stretch, window, rate_hz)
+            yield from stretch.finish(window, rate_hz)
     except AudioError as error:
         for stretch in todo:
             stretch.error = error
             yield stretch, None
-
-
-def _end(stretch: _Stretch, window: int | None, rate_hz: int) -> Iterator[tuple[_Stretch, np.ndarray | None]]:
-    for samples in stretch.finish(window, rate_hz):
-        yield stretch, samples
-    yield stretch, None
-
-
-def _flush(
-    embedder: Embedder, waiting: list[tuple[_Stretch, np.ndarray]]
-) -> Iterator[tuple[int, Embedding | AudioError]]:
-    """Embed the windows that wait, and yield the items that are complete by it."""
-    if not waiting:
-        return
-    vectors = embedder.embed_windows(np.stack([samples for _, samples in waiting]))
-    touched = {stretch.number: stretch for stretch, _ in waiting}
-    for (stretch, _), vector in zip(waiting, vectors, strict=True):
-        stretch.vectors.append(vector)
-    waiting.clear()
-    for stretch in touched.values():
-        if stretch.done and stretch.error is None:
-            yield stretch.number, stretch.result(embedder.rate_hz)
