@@ -13,7 +13,7 @@ from myna import evaluate as module
 from myna.board import choices_sheet, results_sheet
 from myna.cli import main
 from myna.errors import StoreError, TaskError
-from myna.evaluate import HEADS, Plan, evaluate, read_results
+from myna.evaluate import HEADS, Plan, evaluate, result_path
 from myna.grid import GRID
 from myna.key import KEYS
 from myna.peer import Peer, open_peer
@@ -61,6 +61,10 @@ def given(path: Path, vectors: dict[str, np.ndarray], name="given") -> Peer:
     return Peer(name, Precomputed.open(path))
 
 
+def results(out: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+
+
 @pytest.mark.parametrize(("answer", "least"), [("single", 0.99), ("multi", 0.95), ("regression", 0.9), ("key", 0.99)])
 def test_what_can_be_read_off_the_vectors_is_found(tmp_path, answer, least):
     task, vectors = labelled(answer)
@@ -90,7 +94,7 @@ def test_a_record_tells_everything_and_is_not_computed_twice(tmp_path, monkeypat
     task, vectors = labelled("single")
     peer, plan = given(tmp_path / "v.parquet", vectors), Plan(grid=FEW, seeds=2)
     record = evaluate(peer, task, tmp_path / "out", plan)
-    [told] = read_results(tmp_path / "out")
+    [told] = results(tmp_path / "out")
     assert told == json.loads(json.dumps(record))
     assert [len(told["grid"]), told["seeds"], told["protocol"]] == [2, [0, 1], "jukemir"]
     assert told["task"]["splits"]["test"]["items"] == 12
@@ -116,7 +120,7 @@ def test_whatever_decides_a_score_makes_another_record(tmp_path, change):
         plan = Plan(grid=FEW[1:]) if change == "grid" else Plan(grid=FEW[:1], seeds=2)
     second = evaluate(given(tmp_path / "v.parquet", vectors), task, tmp_path / "out", plan)
     assert second["key"] != first["key"]
-    assert len(read_results(tmp_path / "out")) == 2
+    assert len(results(tmp_path / "out")) == 2
 
 
 def test_what_is_missing_is_refused_or_told_for_ever(tmp_path):
@@ -145,7 +149,7 @@ def test_a_result_with_holes_leaves_the_whole_one_alone(tmp_path):
     paths[3].write_text("no music")
     record = evaluate(peer, task, tmp_path / "out", Plan(grid=FEW[:1], allow_missing=True))
     assert list(record["task"]["unusable"]) == ["3"]
-    assert sorted(one["key"] for one in read_results(tmp_path / "out")) == sorted([whole["key"], record["key"]])
+    assert sorted(one["key"] for one in results(tmp_path / "out")) == sorted([whole["key"], record["key"]])
 
 
 def test_a_hybrids_representations_are_chosen_on_valid_and_all_told(tmp_path):
@@ -186,9 +190,12 @@ def test_songs_of_several_clips_are_answered_together(tmp_path):
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(StoreError, match="not a result of this myna"):
-        read_results(tmp_path)
+    task, vectors = labelled("single")
+    peer, plan = given(tmp_path / "v.parquet", vectors), Plan(grid=FEW)
+    for text, says in (("{}", "not a result of this myna"), ("{", "cannot be read as a result")):
+        result_path(tmp_path, peer, task, plan).write_text(text)
+        with pytest.raises(StoreError, match=says):
+            evaluate(peer, task, tmp_path, plan)
 
 
 def test_windows_are_a_protocol_of_their_own(tmp_path):
@@ -201,7 +208,7 @@ def test_windows_are_a_protocol_of_their_own(tmp_path):
     assert record["embeddings"]["rows"] == "windows"
     assert results_sheet([record]).rows[0][0].endswith("[windows, 1 probes]")
     both = [record, evaluate(peer, task, tmp_path / "out", Plan(grid=FEW[:1]))]
-    assert len(read_results(tmp_path / "out")) == 2
+    assert len(results(tmp_path / "out")) == 2
     assert len({row[0] for row in results_sheet(both).rows}) == 2  # never mixed in one row
 
 
@@ -220,7 +227,7 @@ def test_the_command_line_measures_and_prints_the_table(tmp_path, capsys, monkey
     assert "mel-statistics" in out
     assert "chroma" in out
     assert "accuracy" in out
-    assert len(read_results(tmp_path / "out")) == 2
+    assert len(results(tmp_path / "out")) == 2
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "chroma", "--task", str(tmp_path / "elsewhere" / "labels.csv"), *task])
     assert ended.value.code == 1

@@ -40,15 +40,15 @@ def slopes(values: Float[np.ndarray, "frame value"]) -> Float[np.ndarray, "inner
 
 
 def chroma(samples: Float32[np.ndarray, " samples"], *, rate_hz: int = 16_000) -> Float32[np.ndarray, "12"]:
-    """Return the share of each pitch class, C first, in the magnitudes from 65 to 2000 Hz: the classic key feature."""
+    """Return the share of each pitch class, C first, in the roots of the magnitudes from 65 to 2000 Hz: for key."""
     n_fft = 8192  # 2 Hz a bin: semitones part from 40 Hz up
     padded = torch.from_numpy(np.pad(samples, (0, max(0, n_fft - len(samples)))))
     frames = padded.unfold(0, n_fft, n_fft // 2) * torch.hann_window(n_fft)
-    magnitude = torch.fft.rfft(frames).abs().sqrt().mean(dim=0).numpy()
-    hz = np.arange(len(magnitude)) * rate_hz / n_fft
+    root = torch.fft.rfft(frames).abs().sqrt().mean(dim=0).numpy()
+    hz = np.arange(len(root)) * rate_hz / n_fft
     heard = (hz >= 65) & (hz <= 2000)
     pitch_class = np.round(69 + 12 * np.log2(hz[heard] / 440)).astype(int) % 12
-    shares = np.bincount(pitch_class, magnitude[heard], minlength=12) / np.bincount(pitch_class, minlength=12)
+    shares = np.bincount(pitch_class, root[heard], minlength=12) / np.bincount(pitch_class, minlength=12)
     return (shares / max(shares.sum(), 1e-12)).astype(np.float32)
 
 

@@ -16,9 +16,11 @@ from myna.model import ModelConfig, MynaModel
 
 PACKAGES = ("myna-music", "torch", "av", "soxr", "numpy", "pyarrow", "safetensors")
 EXTRAS = {
-    "scikit-learn": "demo",
+    "scikit-learn": "demo, evaluate",
+    "scipy": "evaluate",
+    "mir_eval": "demo, evaluate",
     "openTSNE": "demo",
-    "mir_eval": "demo",
+    "transformers": "hf",
     "tensorboard": "tensorboard",
     "onnxruntime": "onnx",
 }

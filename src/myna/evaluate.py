@@ -136,11 +136,6 @@ def result_path(out: Path, peer: Peer, task: Task, plan: Plan, *, unusable: Iter
     return out / f"{slug(peer.name)}-{slug(task.name)}-{plan.protocol}-{told}.json"
 
 
-def read_results(out: Path) -> list[Record]:
-    """Return every record of a folder. Raises StoreError for a file that is none."""
-    return [_read(path) for path in sorted(out.glob("*.json"))]
-
-
 def problems(task: Task, vectors: Vectors, representations: Mapping[str, slice]) -> dict[str, Problem]:
     """Return a problem for the probe of each representation: the items that have vectors, in the task's order."""
     splits = {part: _split(task, part, vectors) for part in PARTS}
