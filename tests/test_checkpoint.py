@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from myna import checkpoint
@@ -130,3 +133,56 @@ def test_an_export_replaces_a_model_and_nothing_else(model, tmp_path):
         with pytest.raises(CheckpointError, match=r"is no model .* name a new folder"):
             export_model(model, path)
     assert (tmp_path / "music" / "a.mp3").read_text() == (tmp_path / "file").read_text() == "dear"
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["putting the old aside", "giving the new its name"])
+def test_a_model_that_cannot_be_replaced_stays(model, tmp_path, monkeypatch, end):
+    """A mount point can be neither renamed nor replaced."""
+    place, replace = tmp_path / "m", os.replace
+    export_model(model, place)
+
+    def refuse(*ends):
+        if ends[end] == place and not ends[0].name.endswith(".old.part"):  # the old one may come back
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        replace(*ends)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(CheckpointError, match=r"m could not be written \(Device or resource busy\).* is as it was"):
+        export_model(MynaModel(model.config, seed=4), place)
+    assert model_hash(open_checkpoint(place).model()) == model_hash(model)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_a_kill_left_aside_goes_with_the_next_write(model, tmp_path):
+    save_model(model, tmp_path / ".m.old.part")
+    export_model(model, tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_link_to_a_model_stays_a_link(model, tmp_path):
+    export_model(model, tmp_path / "m")
+    (tmp_path / "best").symlink_to(tmp_path / "m")
+    other = MynaModel(model.config, seed=4)
+    export_model(other, tmp_path / "best")
+    assert (tmp_path / "best").is_symlink()
+    assert open_checkpoint(tmp_path / "m").hash == model_hash(other)
+
+
+@pytest.mark.parametrize("error", [SafetensorError("IoError: No space left on device"), OSError(28, "No space left")])
+def test_a_full_disk_is_one_sentence(model, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(CheckpointError, match=r"could not be written \(.*No space left.*\): free some space"):
+        save_model(model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_that_one_is_in_is_refused(model, tmp_path, monkeypatch):
+    """It would be replaced under the shell's feet."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="is the folder that you are in: name a new folder"):
+        export_model(model, checkpoint.Path("."))
+    export_model(model, checkpoint.Path("a/../m"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -47,8 +47,12 @@ def weights_hash(config: ModelConfig, weights: dict[str, Tensor]) -> str:
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder under a temporary name, flush it to disk, then give it its own name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Let `write` fill a folder under a temporary name, flush it to disk, then give it its own name.
+
+    A folder that has this name is put aside first and deleted last: whatever happens, one of the two is there.
+    """
+    path = path.resolve()  # of a link, what it leads to; "." and ".." have no name of their own
+    temporary, old = (path.with_name(f".{path.name}.{kind}.part") for kind in (os.getpid(), "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -56,11 +60,24 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         for file in temporary.iterdir():
             flush(file)
         flush(temporary)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        _replace_folder(temporary, path, old)
         flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path, old: Path) -> None:
+    if not path.exists():
+        os.replace(new, path)
+        return
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed after its own replacement
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
 
 
 def flush(path: Path) -> None:
@@ -93,7 +110,10 @@ def save_model(
     optimizer: dict[str, Tensor] | None = None,
     loss: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model folder. `about` is kept in the config (where it came from, step, data)."""
+    """Write a model folder. `about` is kept in the config (where it came from, step, data).
+
+    Raises CheckpointError if the disk is full or refuses it; a model that was there is as it was.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -110,11 +130,19 @@ def save_model(
                 save_file({name: tensor.detach().cpu() for name, tensor in state.items()}, folder / file)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    write_folder(path, write)
+    try:
+        write_folder(path, write)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The model {path} could not be written ({getattr(error, 'strerror', None) or error}): free some space "
+            "there or name another folder; what was there is as it was."
+        ) from error
 
 
 def export_model(model: MynaModel, path: Path, *, about: dict[str, Any] | None = None) -> None:
     """Write a model folder where a user wants it: over an older model, but never over anything else."""
+    if path.resolve() == Path.cwd():  # a shell that is in a folder would be left in the one put aside
+        raise CheckpointError(f"{path.resolve()} is the folder that you are in: name a new folder for the model.")
     if path.exists():
         others = (
             sorted({p.name for p in path.iterdir()} - {MODEL_FILE, CONFIG_FILE}) if path.is_dir() else ["no folder"]
@@ -124,7 +152,7 @@ def export_model(model: MynaModel, path: Path, *, about: dict[str, Any] | None =
     save_model(model, path, about=about)
 
 
-LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.\d+\.part")
+LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.(\d+|old)\.part")
 
 
 def sweep(run: Path) -> None:
