@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from myna import Myna
 from myna.checkpoint import open_checkpoint, save_model
 from myna.cli import main
-from myna.errors import CheckpointError, ConfigError
+from myna.errors import CheckpointError
 from myna.model import ModelConfig, MynaModel
 from myna.release import open_release
 from original import Original
@@ -126,8 +126,15 @@ def test_square_and_vertical_are_told_apart_by_name_or_by_the_user(tmp_path):
         open_release(database)
     named = saved(Original("vertical", **SMALL), tmp_path / "my_vertical-2.pth")
     assert open_release(named).config.patches == ("vertical",)
-    with pytest.raises(ConfigError, match="has vertical patches, not square"):
-        Myna.from_pretrained(named, patches="square")
+    for kind in ("square", "16x16", "8x32"):  # whoever says it knows more than the name
+        assert Myna.from_pretrained(named, patches=kind).model.config.patches == (kind,)
+    tokenizers = [
+        open_release(named, patches=kind).weights()[f"tokenizers.{kind}.linear.weight"] for kind in ("vertical", "8x32")
+    ]
+    values = [w.unflatten(-1, (frames, -1)).transpose(-1, -2) for w, frames in zip(tokenizers, (2, 32), strict=True)]
+    assert torch.equal(values[0].flatten(-2), values[1].flatten(-2)), "as the file has them, band by band"
+    with pytest.raises(CheckpointError, match=r"\(256,\) where \(8,\) belongs"):
+        open_release(named, patches="2x4")
 
 
 KEYS = [key for key in Original("hybrid", **SMALL).state_dict() if not key.startswith("linear_head")]
@@ -246,6 +253,15 @@ def test_convert_writes_a_model_and_says_what_it_left(tmp_path, capsys):
     status, said, _ = run_cli(["info", out], capsys)
     assert said.startswith("model ")
     assert "the original release, weights.pth; no projector" in said
+
+
+def test_half_a_hybrid_is_neither_converted_nor_pushed(tmp_path, capsys):
+    path = saved(Original("hybrid", **SMALL), tmp_path / "myna-hybrid.pth")
+    for arguments in (["convert", path, "-o", tmp_path / "m"], ["push", path, "anna/songs"]):
+        status, _, err = run_cli([*arguments, "--patches", "vertical"], capsys)
+        assert status == 1
+        assert "has square and vertical patches, and is kept whole: leave out --patches" in err
+    assert not (tmp_path / "m").exists()
 
 
 def test_info_describes_a_release_file(tmp_path, capsys):

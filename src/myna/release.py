@@ -19,7 +19,7 @@ from torch import Tensor
 from myna.checkpoint import Checkpoint, read_tensors, weights_hash
 from myna.errors import CheckpointError
 from myna.model import ModelConfig, MynaModel
-from myna.patch import PATCHES, Kind
+from myna.patch import Kind, patch_of
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 HEAD_DIM = 64  # of every released size; the tensors tell only heads x head_dim
@@ -44,9 +44,9 @@ KNOWN = re.compile(
 def open_release(path: str | Path, *, patches: Kind | None = None, name: str | None = None) -> Checkpoint:
     """Open a file of released weights as a model of ours without a projector, which the release does not share.
 
-    Square and vertical weights have the same names and shapes, so of a file with one patch kind the `name` (the file's
-    unless given) must hold the word base, square or vertical, or `patches` must say which it is. Raises
-    CheckpointError if any tensor is missing, extra or misshapen.
+    Square and vertical weights have the same names and shapes, so of a file with one patch kind `patches` must say
+    which it is, or else the `name` (the file's unless given) must hold the word base, square or vertical. A file with
+    both kinds is opened whole. Raises CheckpointError if any tensor is missing, extra or misshapen.
     """
     path = Path(path)
     found, aside = read_state(path)
@@ -124,6 +124,8 @@ def _prefix(found: dict[str, Tensor], path: Path) -> str:
 def _kinds(weights: dict[str, Tensor], path: Path, name: str, patches: Kind | None) -> tuple[Kind, ...]:
     if any(key.startswith(f"{TOKENIZERS[1]}.") for key in weights):
         return ("square", "vertical")
+    if patches:
+        return (patches,)
     words = set(re.findall("[a-z]+", name.lower()))
     named: list[Kind] = []
     if words & {"base", "square"}:
@@ -132,8 +134,6 @@ def _kinds(weights: dict[str, Tensor], path: Path, name: str, patches: Kind | No
         named.append("vertical")
     if len(named) == 1:
         return (named[0],)
-    if patches:
-        return (patches,)
     raise CheckpointError(
         f"{path} has one patch kind, and square and vertical weights have the same shapes: say which it is with "
         "patches='square' or patches='vertical' (--patches), or by the word base or vertical in its name."
@@ -211,7 +211,7 @@ def _converted(
         raise CheckpointError(f"{path} is no whole model of the release: {_some(sorted(faults))}.")
     tensors = {pairs[key]: value.detach().float() for key, value in weights.items()}
     for kind in config.patches:  # the release's values of a patch run band by band, ours frame by frame
-        patch = PATCHES[kind]
+        patch = patch_of(kind)
         for what in ("norm_in.weight", "norm_in.bias", "linear.weight"):
             value = tensors[f"tokenizers.{kind}.{what}"].unflatten(-1, (patch.bands, patch.frames))
             tensors[f"tokenizers.{kind}.{what}"] = value.transpose(-1, -2).flatten(-2)

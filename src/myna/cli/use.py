@@ -6,10 +6,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from myna.about import learned
-from myna.checkpoint import export_model
+from myna.checkpoint import Checkpoint, export_model
 from myna.cli.base import Out, app, err, extra, some_failed
 from myna.device import Precision
 from myna.embedder import Myna
+from myna.errors import ConfigError
 from myna.hub import card, open_model, read_results
 from myna.hub import push as push_model
 from myna.library import embed_library
@@ -105,11 +106,11 @@ def convert(source: str, /, *, out: Out, patches: Kind | None = None, revision: 
     out
         The model folder to make.
     patches
-        Which kind of patches a file with one kind has, if its name does not say.
+        Which kind of patches a release file with one kind has; by default its name says.
     revision
         Branch, tag or commit of the Hub.
     """
-    found = open_model(source, patches=patches, revision=revision)
+    found = _whole(source, patches, revision)
     export_model(found.model(), out, about=found.about)
     for name in found.about.get("left_aside", []):
         err.print(f"Left aside, as vectors do not need it: {name}")
@@ -144,11 +145,11 @@ def push(
     results
         A JSON file of scores for the card: {"task": {"metric": 0.78}}.
     patches
-        Which kind of patches a file with one kind has, if its name does not say.
+        Which kind of patches a release file with one kind has; by default its name says.
     private
         Make the repository private.
     """
-    found = open_model(source, patches=patches)
+    found = _whole(source, patches)
     told = {**learned(source), **({"data": data} if data else {})}
     scores = read_results(results) if results else None
     text = card(repo, found.config, hash=found.hash, about=found.about, results=scores, licence=licence, **told)
@@ -184,3 +185,14 @@ def export(
     )
     err.print(f"{out} is written; onnxruntime's vectors differ from PyTorch's by {difference:.0e} of their spread.")
     return 0
+
+
+def _whole(source: str, patches: Kind | None, revision: str | None = None) -> Checkpoint:
+    """Open a model that is to be written elsewhere, whole: a kind of patches that is named must be its only one."""
+    found = open_model(source, patches=patches, revision=revision)
+    if patches and found.config.patches != (patches,):
+        raise ConfigError(
+            f"{source} has {' and '.join(found.config.patches)} patches, and is kept whole: leave out --patches here, "
+            "and choose a half with it when you use the model."
+        )
+    return found
