@@ -312,9 +312,49 @@ def test_settings_that_cannot_be_read(tmp_path, change, message):
     settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
     with pytest.raises(StoreError, match=message):
         Store.open(tmp_path / "s")
-    settings.write_text("{")
-    with pytest.raises(StoreError, match="cannot be read"):
-        Store.open(tmp_path / "s")
+    for broken in ("{", "[]", "", "\0" * 50):
+        settings.write_text(broken)
+        for read in (Store.open, lambda path: Part(path, SMALL)):
+            with pytest.raises(StoreError, match=r"store\.json, cannot be read .*delete the store and prepare"):
+                read(tmp_path / "s")
+
+
+@pytest.mark.parametrize("place", ["manifest-0-of-1.parquet", "journal/part0-manifest.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "another"])
+def test_a_damaged_manifest_says_what_to_delete(tmp_path, place, damage):
+    """Making it again by itself would drop the files that are not named this time."""
+    make(tmp_path / "s", [("/a", "h1")])
+    part = Part(tmp_path / "s", SMALL)
+    if place.startswith("journal"):  # as when an update was killed
+        part.begin(part.known())
+    file = tmp_path / "s" / place
+    if damage == "cut":
+        os.truncate(file, 1000)
+    else:
+        pq.write_table(pq.read_table(file).drop(["row"]), file)
+    for read in [part.known] + [lambda: Store.open(tmp_path / "s")] * (not place.startswith("journal")):
+        with pytest.raises(StoreError, match=f"{place} is damaged .*delete it, and `myna prepare`"):
+            read()
+    file.unlink()
+    assert part.known() == []
+    part.finish(manifest_table(write(part, [("/a", "h1")])))
+    np.testing.assert_allclose(Store.open(tmp_path / "s").mel(0), mel(1), rtol=0.002)
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"[]", b'{"path": "/a"}', b"\xff"], ids=range(4))
+def test_a_damaged_journal_line_costs_its_file_only(tmp_path, damage):
+    part = Part(tmp_path / "s", SMALL)
+    write(part, [("/a", "h1"), ("/b", "h2"), ("/c", "h3")])
+    (journal,) = (tmp_path / "s" / "journal").iterdir()
+    first, _, last = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([first, damage, last, damage]))
+    assert [one["path"] for one in part.known()] == ["/a", "/c"]
+    write(part, [("/b", "h2")])
+    assert sorted(one["path"] for one in part.known()) == ["/a", "/b", "/c"]
+    part.finish(manifest_table([one | {"extra": {}} for one in part.known()]))
+    store = Store.open(tmp_path / "s")
+    for track in range(3):
+        np.testing.assert_allclose(store.mel(track), mel(track + 1), rtol=0.002)
 
 
 def test_unused_data_files_are_deleted(tmp_path):

@@ -187,10 +187,15 @@ def read_settings(path: Path) -> Settings:
     """Read what a store is made with. Raises StoreError if there is no store to read."""
     try:
         settings = json.loads((path / "store.json").read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"it holds a {type(settings).__name__}")
     except FileNotFoundError:
         raise StoreError(f"{path} is no mel store (it has no store.json): make one with `myna prepare`.") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"The settings of the store, {path / 'store.json'}, cannot be read: {error}.") from error
+        raise StoreError(
+            f"The settings of the store, {path / 'store.json'}, cannot be read ({error}): copy that file again, or "
+            "delete the store and prepare it again."
+        ) from error
     found = (settings.get("format"), settings.get("version"))
     if found != (FORMAT, VERSION):
         raise StoreError(
@@ -222,16 +227,26 @@ def _read_manifests(path: Path, parts: int) -> pa.Table:
         raise StoreError(
             f"The store {path} lacks {len(missing)} of its {parts} parts: run `myna prepare` with {which}."
         )
-    try:
-        tables = [pq.read_table(path / _manifest_name(part, parts)) for part in range(parts)]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"A manifest of the store {path} is damaged ({error}): prepare the music again.") from error
+    tables = [_read_manifest(path / _manifest_name(part, parts)) for part in range(parts)]
     kinds: dict[str, set[pa.DataType]] = {}
     for field in (field for table in tables for field in table.schema if field.name not in SCHEMA):
         kinds.setdefault(field.name, set()).add(field.type)
     for name in (name for name, found in kinds.items() if len(found) > 1):  # parts disagree about a user's column
         tables = [_as_text(table, name) if name in table.column_names else table for table in tables]
     return pa.concat_tables(tables, promote_options="default").sort_by("path")
+
+
+def _read_manifest(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+        if missing := SCHEMA.keys() - set(table.column_names):
+            raise pa.ArrowInvalid(f"it has no column {min(missing)}")
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"The manifest {path} is damaged ({error}): copy it again, or delete it, and `myna prepare` with all "
+            "the music makes it again."
+        ) from error
+    return table
 
 
 def _as_text(table: pa.Table, name: str) -> pa.Table:
@@ -315,18 +330,22 @@ class Part:
                 (path / folder).mkdir(exist_ok=True)
 
     def manifest(self) -> pa.Table | None:
-        return pq.read_table(self.manifest_path) if self.manifest_path.exists() else None
+        return _read_manifest(self.manifest_path) if self.manifest_path.exists() else None
 
     def known(self) -> list[Row]:
-        """Return a row for all that is finished: from the manifest, or after a kill from the journal."""
+        """Return a row for all that is finished: from the manifest, or after a kill from the journal.
+
+        A line of a journal that cannot be read, as power failures leave them, is a file that is not finished. Raises
+        StoreError if a manifest is damaged: all that only it knows would be dropped.
+        """
         manifest = self.manifest()
         if manifest is not None:
             return manifest.to_pylist()
         old = self.old_manifest_path
-        rows = pq.read_table(old).to_pylist() if old.exists() else []
+        rows = _read_manifest(old).to_pylist() if old.exists() else []
         for journal in self._journals():
             whole, _, _ = journal.read_bytes().rpartition(b"\n")
-            rows += [json.loads(line) for line in whole.splitlines()]
+            rows += [row for line in whole.split(b"\n") if (row := _journalled(line))]
         return rows
 
     def begin(self, known: Iterable[Row]) -> None:
@@ -369,6 +388,14 @@ class Part:
                 end[row["file"]] = max(end.get(row["file"], 0), row["row"] + row["frames"])
         files = sorted((self.path / "data").glob(f"{self.prefix}*{self.suffix}"))
         return [(file, end.get(file.name, 0) * self.row_bytes) for file in files]
+
+
+def _journalled(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and row.keys() >= SCHEMA.keys() else None
 
 
 def manifest_table(rows: Iterable[Row]) -> pa.Table:
