@@ -10,11 +10,14 @@ from huggingface_hub import constants
 
 from hubs import serving
 from myna import Myna, recipe
-from myna.checkpoint import save_model
+from myna.about import learned
+from myna.checkpoint import save_model, write_text
 from myna.cli import main
 from myna.errors import CheckpointError
 from myna.hub import card, open_model, push
 from myna.model import ModelConfig, MynaModel
+from myna.run import read_metrics
+from myna.store import Part, Store
 from myna.train import Trainer
 from original import Original
 from stores import make_store, random_mels
@@ -238,6 +241,48 @@ def test_a_run_is_pushed_with_its_metrics_and_music(hub, tmp_path, monkeypatch, 
         assert piece in text
     everything = b"".join(hub.files("anna/songs").values())
     assert str(tmp_path).encode() not in everything  # a card tells nothing of the machine
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of six steps that keeps its checkpoints of the third and the last."""
+    store = make_store(tmp_path / "store", random_mels(10, 130))
+    lengths = {"batch": 4, "precision": "fp32", "log_every": 1, "keep": 9}
+    for steps in (3, 6):
+        settings = recipe.override(recipe.get("tiny"), {**SMALL, **lengths, "steps": steps})
+        Trainer(store, tmp_path / "run", settings, resume=steps == 6).train()
+    return tmp_path / "run"
+
+
+def test_a_card_tells_of_the_checkpoint_that_is_pushed(run, tmp_path):
+    rows = {int(row["step"]): row for row in read_metrics(run)}
+    for place, step in ((run, 6), (run / "checkpoints" / "step-000000003", 3)):
+        told = learned(open_model(place))
+        assert told == {"metrics": rows[step], "data": "0.0 h of music in 10 tracks"}
+    with open(run / "metrics.jsonl", "a") as file:  # a run that goes on
+        file.write(json.dumps(rows[6] | {"step": 7}) + "\n")
+    assert learned(open_model(run))["metrics"] == rows[6]
+    (tmp_path / "best").symlink_to(run / "checkpoints" / "step-000000003")
+    assert learned(open_model(tmp_path / "best"))["metrics"] == rows[3]
+    for name in ("other", "checkpoints/other"):
+        save_model(MynaModel(ModelConfig(**SMALL)), run / name)
+        assert learned(open_model(run / name)) == {}, "it lies in the run, but is not of it"
+    store = tmp_path / "store"
+    part = Part(store, Store.open(store).front_end)
+    part.begin(part.known())  # as while the store is updated
+    assert learned(open_model(run)).keys() == {"metrics"}
+    write_text(store / "store.json", "[]")
+    assert learned(open_model(run)).keys() == {"metrics"}
+
+
+def test_the_card_of_an_auto_encoder():
+    settings = recipe.get("mae")
+    text = card("anna/mae", settings.model, about={"settings": settings.model_dump(mode="json")})
+    assert "Trained as a masked auto-encoder" in text
+    assert "Trained by masking-based contrastive learning" not in text
+    assert "| mask ratio | 0.75 |" in text
+    for nothing in ("| loss |", "temperature"):
+        assert nothing not in text
 
 
 def test_without_a_connection_the_cache_serves(hub, model, monkeypatch):

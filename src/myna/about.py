@@ -1,13 +1,14 @@
 """What a store, run, model, weights file or library is, and which of its files failed: facts to print."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from myna.checkpoint import Checkpoint, checkpoints, open_checkpoint
-from myna.errors import ConfigError
+from myna.errors import ConfigError, StoreError
 from myna.hub import open_model
 from myna.library import read_library
 from myna.mae import build_model
@@ -114,16 +115,19 @@ def _origin(found: Checkpoint) -> Facts:
     }
 
 
-def learned(source: str | Path) -> dict[str, Any]:
-    """Return what a model card says of a run, or of a checkpoint in one: last `metrics`, and `data` if it is there."""
-    run = next((p for p in (Path(source), *Path(source).resolve().parents[:2]) if (p / RUN_FILE).is_file()), None)
-    if run is None:
+def learned(found: Checkpoint) -> dict[str, Any]:
+    """Return what a model card says of a checkpoint of a run: `metrics` up to it, and `data` if the store is there."""
+    places = (found.path, found.path.resolve())
+    run = next((p.parent.parent for p in places if p in checkpoints(p.parent.parent)), None)
+    if run is None or not (run / RUN_FILE).is_file():
         return {}
-    rows, told, facts = read_metrics(run), read_run(run)["store"], {}
-    if rows:
+    told, facts = read_run(run)["store"], {}
+    if rows := [row for row in read_metrics(run) if row["step"] <= found.step]:
         facts["metrics"] = rows[-1]
-    if (Path(told["path"]) / "store.json").is_file() and (store := Store.open(told["path"])).hash == told["hash"]:
-        facts["data"] = f"{store.hours:.1f} h of music in {len(store)} tracks"
+    with suppress(StoreError):  # it may be gone, or be changing
+        store = Store.open(told["path"])
+        if store.hash == told["hash"]:
+            facts["data"] = f"{store.hours:.1f} h of music in {len(store)} tracks"
     return facts
 
 

@@ -177,7 +177,7 @@ def card(
 ) -> str:
     """Write the model card of a Hub repository: what the model is, what it learned from, how well, and its licence.
 
-    `about` is what the model folder says of its origin, `metrics` the last line of a run's metrics, `results` the
+    `about` is what the model folder says of its origin, `metrics` a line of a run's metrics, `results` the
     scores of each task, `data` the training music in words. Nothing is claimed that was not given. Raises
     CheckpointError if `licence` is no licence id of the Hub, such as mit or cc-by-4.0.
     """
@@ -189,12 +189,13 @@ def card(
     parts = [
         "\n".join(["---", *head, "---"]),
         f"# {name}",
-        "A model of music: windows of audio in, vectors out. Trained by masking-based contrastive learning (Myna, "
-        "[arXiv 2502.12511](https://arxiv.org/abs/2502.12511)).",
+        "A model of music: windows of audio in, vectors out. Trained "
+        + ("as a masked auto-encoder, for comparison with" if config.decoder_depth else "by")
+        + " masking-based contrastive learning (Myna, [arXiv 2502.12511](https://arxiv.org/abs/2502.12511)).",
         f'```python\nfrom myna import Myna  # pip install myna-music\n\nmodel = Myna.from_pretrained("{name}")\n'
         f'vectors = model.encode(["a.mp3", "b.flac"])  # (2, {config.dim * len(config.patches)}) float32\n```',
         "## Model\n" + _table(_model_rows(config, hash)),
-        "## Training\n" + _training(about or {}, metrics, data),
+        "## Training\n" + _training(config, about or {}, metrics, data),
     ]
     if results:
         rows = {f"{task}, {metric}": f"{value:.4g}" for task, of in results.items() for metric, value in of.items()}
@@ -240,7 +241,9 @@ def _model_rows(config: ModelConfig, hash: str) -> dict[str, str]:
     return {**rows, "hash": hash} if hash else rows
 
 
-def _training(about: Mapping[str, Any], metrics: Mapping[str, float] | None, data: str | None) -> str:
+def _training(
+    config: ModelConfig, about: Mapping[str, Any], metrics: Mapping[str, float] | None, data: str | None
+) -> str:
     """Tell what is known of a model's origin as a table, or that nothing is."""
     rows = {"data": data} if data else {}
     if origin := about.get("origin"):
@@ -254,7 +257,7 @@ def _training(about: Mapping[str, Any], metrics: Mapping[str, float] | None, dat
     settings = about.get("settings", {})
     if settings:
         rows["recipe"] = settings["recipe"]
-    for part in ("train", "loss", "view"):
+    for part in ("train", "view") if config.decoder_depth else ("train", "loss", "view"):
         wanted = ("batch", "learning_rate", "weight_decay", "seed", "precision", "loss", "temperature", "mask_ratio")
         rows |= {name.replace("_", " "): str(value) for name, value in settings.get(part, {}).items() if name in wanted}
     for metric, value in (metrics or {}).items():

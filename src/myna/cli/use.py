@@ -150,7 +150,7 @@ def push(
         Make the repository private.
     """
     found = _whole(source, patches)
-    told = {**learned(source), **({"data": data} if data else {})}
+    told = {**learned(found), **({"data": data} if data else {})}
     scores = read_results(results) if results else None
     text = card(repo, found.config, hash=found.hash, about=found.about, results=scores, licence=licence, **told)
     print(push_model(found.model(), repo, card=text, about=found.about, private=private))
