@@ -81,6 +81,8 @@ def test_bad_input_writes_nothing(model, tmp_path, monkeypatch, capsys):
         export(square, tmp_path / "a.onnx", patches="vertical")
     with pytest.raises(ConfigError, match="whole multiples"):
         export(square, tmp_path / "a.onnx", window_samples=2000)
+    with pytest.raises(ConfigError, match="is a folder: name the file"):
+        export(square, ".")
     save_model(model, tmp_path / "m")
     monkeypatch.setitem(sys.modules, "myna.export", None)
     with pytest.raises(SystemExit) as end:

@@ -106,6 +106,18 @@ def test_a_local_copy_of_such_a_repository(tmp_path):
     assert open_model(str(folder)).config.patches == ("vertical",)
 
 
+def test_a_model_of_ours_without_a_whole_config_is_told_so(model, tmp_path):
+    save_model(model, tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    for broken in ("[", "\0" * 40, "[]"):
+        config.write_text(broken)
+        with pytest.raises(CheckpointError, match=r"config\.json is damaged .*take another copy"):
+            open_model(tmp_path / "m")
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        open_model(tmp_path / "m")
+
+
 def test_what_was_fetched_works_without_a_connection(hub, model, tmp_path, monkeypatch):
     Myna(model).push_to_hub("anna/songs", token=TOKEN)
     hub.commit("oriyonay/myna-base", {"myna-base.pth": original_bytes(tmp_path, "square")})

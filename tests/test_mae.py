@@ -267,6 +267,8 @@ def test_reconstructions_keep_what_was_seen(store, tmp_path):
         np.testing.assert_array_equal(one.original, other.original)  # both kinds fill in the same crop
     with pytest.raises(ConfigError, match="the model hears"):
         reconstruct(model, make_store(tmp_path / "other", [np.ones((130, 64))]), view=ViewConfig())
+    with pytest.raises(ConfigError, match=r"99 crops .* has only 30 clips: take --count 30 or less"):
+        reconstruct(model, store, view=ViewConfig(), count=99)
     with pytest.raises(ConfigError, match="no decoder"):
         reconstruct(MynaModel(ModelConfig(**SMALL)), store, view=ViewConfig())
 
@@ -289,3 +291,8 @@ def test_the_command_draws_a_picture(store, tmp_path, capsys):
     assert image[:8] == b"\x89PNG\r\n\x1a\n"
     wide, high = struct.unpack(">II", image[16:24])
     assert (wide, high) == (6 + 3 * (96 * 2 + 6), 6 + 2 * (128 * 2 + 6))
+    for folder in (".", str(tmp_path)):
+        with pytest.raises(SystemExit) as left:
+            main(["reconstruct", str(tmp_path / "run"), str(store.path), "-o", folder])
+        assert left.value.code == 1
+        assert "is a folder: name the picture" in " ".join(capsys.readouterr().err.split())

@@ -91,12 +91,20 @@ def test_parquet_manifest_keeps_types_and_wins_over_its_folder(tmp_path):
         ("path,key\n,C\n", "Row 1"),
         ("path\nx.mp3,C\n", "Line 2"),
         (b"path\n\xff\xfe\n", "cannot be read"),
+        (b"path\nx.mp3\na\0b.mp3\n", r"Row 2 .* has the path 'a\\x00b\.mp3': the name of a file was wanted"),
     ],
 )
 def test_bad_manifests(tmp_path, content, message):
     (tmp_path / "m.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message):
         find_tracks([tmp_path / "m.csv"])
+
+
+@pytest.mark.parametrize("path", [7, 0, b"x.mp3"])
+def test_paths_that_are_no_text(tmp_path, path):
+    pq.write_table(pa.table({"path": [path]}), tmp_path / "m.parquet")
+    with pytest.raises(ConfigError, match=f"Row 1 .* has the path {path!r}: the name of a file was wanted"):
+        find_tracks([tmp_path / "m.parquet"])
 
 
 def test_a_parquet_file_that_is_none(tmp_path):

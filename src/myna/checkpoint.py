@@ -247,7 +247,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         config = ModelConfig.model_validate(found["model"])
         return Checkpoint(folder, config, str(found["hash"]), dict(found["about"]))
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}): take another copy or checkpoint."
+        ) from error
 
 
 def checkpoints(run: str | Path) -> list[Path]:

@@ -64,6 +64,8 @@ def export(
     anything else than PyTorch.
     """
     path, config = Path(path), model.config
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name the file that is to be written, such as model.onnx.")
     kinds = config.patches if patches is None else (patches,)
     if not set(kinds) <= set(config.patches):
         raise ConfigError(f"The model has {' and '.join(config.patches)} patches, not {patches}.")

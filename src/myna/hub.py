@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 
 from myna.checkpoint import CONFIG_FILE, FORMAT, MODEL_FILE, Checkpoint, checkpoints, open_checkpoint, save_model
 from myna.errors import CheckpointError
 from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
 from myna.patch import Kind
-from myna.release import open_release
+from myna.release import FINAL_NORM, open_release
 from myna.vit import parameter_count
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -72,12 +73,20 @@ def _open_folder(folder: Path, name: str, patches: Kind | None) -> Checkpoint:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Look whether a folder's config is a myna model's, of any version; others write a config.json too."""
+    """Look whether a folder is a myna model's, of any version: by its config, or else by the names of its weights.
+
+    Others write a config.json too, and ours may be missing or damaged.
+    """
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return bool(checkpoints(folder))
-    return isinstance(config, Mapping) and config.get("format") == FORMAT
+        config = None
+    if isinstance(config, Mapping):
+        return config.get("format") == FORMAT
+    with suppress(OSError, SafetensorError), safe_open(folder / MODEL_FILE, "pt") as weights:
+        if FINAL_NORM in weights.keys():  # noqa: SIM118 (it is no dict)
+            return True
+    return bool(checkpoints(folder))
 
 
 def weight_files(name: str) -> tuple[str, ...]:

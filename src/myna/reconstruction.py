@@ -108,12 +108,20 @@ class Example:
 
 @torch.inference_mode()
 def reconstruct(model: MynaModel, store: Store, *, view: ViewConfig, count: int = 4, seed: int = 0) -> list[Example]:
-    """Let a masked auto-encoder fill in a crop of `count` clips of a store, for each of its patch kinds."""
+    """Let a masked auto-encoder fill in a crop of `count` clips of a store, for each of its patch kinds.
+
+    Raises ConfigError if the model has no decoder or hears something else, and if the store has fewer clips.
+    """
     if not isinstance(model, MaskedAutoEncoder):
         raise ConfigError("The model has no decoder to reconstruct with: train one with --recipe mae.")
     if store.front_end != model.config.front_end:
         raise ConfigError(
             f"The store {store.path} was prepared with {store.front_end}, the model hears {model.config.front_end}."
+        )
+    clips = len(CropLoader(store, view, model.grids, batch=1, seed=seed).clips)
+    if count > clips:
+        raise ConfigError(
+            f"{count} crops were asked for, but {store.path} has only {clips} clips: take --count {clips} or less."
         )
     examples = []
     for kind, crops in CropLoader(store, view, model.grids, batch=count, seed=seed)(0).items():

@@ -34,6 +34,7 @@ BLOCK = {
     "1.net.1": "feed_forward.up",
     "1.net.3": "feed_forward.down",
 }
+FINAL_NORM = "encoder.norm.weight"  # every model of ours has it, and no file of the release
 LEFT_ASIDE = "linear_head."
 KNOWN = re.compile(
     r"(?P<prefix>(.+\.)?)(to_patch_embedding(_b)?\.[123]|transformer\.(norm|layers\.\d+\.(0\.(norm|to_qkv|to_out)|1\.net\.[013])))"
@@ -109,7 +110,7 @@ def _prefix(found: dict[str, Tensor], path: Path) -> str:
     prefixes = Counter(match["prefix"] for key in found if (match := KNOWN.fullmatch(key)))
     if not prefixes:
         some = ", ".join(sorted(found)[:3]) or "nothing"
-        hint = "; it looks like a file of a myna model: name its folder" if "encoder.norm.weight" in found else ""
+        hint = "; it looks like a file of a myna model: name its folder" if FINAL_NORM in found else ""
         raise CheckpointError(
             f"{path} holds no weights of the original release, which have keys such as transformer.norm.weight: "
             f"it has {some}{hint}."

@@ -126,9 +126,13 @@ def _in_manifest(manifest: Path) -> Iterator[Track]:
         raise ConfigError(f"The manifest {manifest} cannot be read: {error}.") from error
     for number, row in enumerate(rows, start=1):
         named = row.pop("path")
-        if not named:
+        if named is None or named == "":
             raise ConfigError(f"Row {number} of the manifest {manifest} has an empty path: fill it in or drop it.")
-        yield Track(_absolute(manifest.parent / named), row, key=str(named))
+        if not isinstance(named, str) or "\0" in named:
+            raise ConfigError(
+                f"Row {number} of the manifest {manifest} has the path {named!r}: the name of a file was wanted."
+            )
+        yield Track(_absolute(manifest.parent / named), row, key=named)
 
 
 def _read_parquet(manifest: Path) -> list[dict[str, Any]]:

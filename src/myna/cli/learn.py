@@ -185,6 +185,8 @@ def reconstruct(
     seed
         Decides crops and masks.
     """
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: name the picture that is to be written, such as crops.png.")
     found = open_model(model)
     view = found.about.get("settings", {}).get("view", {"mask_ratio": 0.75})
     settings = recipes.override(Settings(view=view), {} if mask_ratio is None else {"mask_ratio": mask_ratio})
