@@ -367,6 +367,24 @@ def test_unused_data_files_are_deleted(tmp_path):
     np.testing.assert_allclose(Store.open(tmp_path / "s").mel(0), mel(2), rtol=0.002)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_open_store_keeps_its_music(tmp_path, killed):
+    """A track leaves the store, and another comes: not where a run that began before is still reading."""
+    reader = make(tmp_path / "s", [("/a", "h1"), ("/b", "h2")])
+    part = Part(tmp_path / "s", SMALL)
+    part.begin(known := part.known())
+    part.finish(manifest_table([one | {"extra": {}} for one in known if one["path"] == "/a"]))
+    if killed:
+        write(part, [("/d", "h4")])
+        write(part, [("/e", "h5")])
+    rows = [one | {"extra": {}} for one in part.known()] + write(part, [("/c", "h3")])
+    part.finish(manifest_table(rows))
+    for store, seeds in ((reader, (1, 2)), (Store.open(tmp_path / "s"), (1, 3, 4, 5) if killed else (1, 3))):
+        assert len(store) == len(seeds)
+        for track, seed in enumerate(seeds):
+            np.testing.assert_allclose(store.mel(track), mel(seed), rtol=0.002)
+
+
 def test_a_store_travels_to_worker_processes_by_name(tmp_path):
     store = make(tmp_path / "s", [("/a", "h1")])
     sent = pickle.dumps(store)

@@ -8,13 +8,12 @@
 A part belongs to one `prepare` at a time (`--shard i/N`); nothing in the folder is written by two parts.
 Status "ok" means that `frames` rows from `row` on of data file `file` are this track's; files of equal
 content name the same rows. Status "failed" has a `reason` and no frames. Rows that no manifest names any more
-stay where they are, unused, until an update finds them at the end of a data file or the whole file unused.
+stay where they are, since somebody may be reading them, until an update finds the whole file unused.
 """
 
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
@@ -349,18 +348,27 @@ class Part:
         return rows
 
     def begin(self, known: Iterable[Row]) -> None:
-        """Take the store out of use until `finish`, and cut off what a kill left half-written."""
+        """Take the store out of use until `finish`, and cut off what a kill left half-written.
+
+        Rows that a manifest named are neither cut off nor written over: a data file that ends in such rows that are no
+        longer in use takes no further track.
+        """
         with writing(self.path):
+            used = self._used_bytes(known)
+            newest = {self.data_file(*at): at for at in self.newest().items()}
+            over = [file for file in newest if file.stat().st_size > used[file]]
             if self.manifest_path.exists():
+                for writer, number in (newest[file] for file in over):
+                    self.data_file(writer, number + 1).touch()
                 self._drop_journal()  # of an update that was killed just after its manifest was written
                 os.replace(self.manifest_path, self.old_manifest_path)
                 _sync_folder(self.path)
+            else:
+                for file in over:
+                    os.truncate(file, used[file])
             for journal in self._journals():
                 whole, newline, _ = journal.read_bytes().rpartition(b"\n")
                 os.truncate(journal, len(whole) + len(newline))
-            for file, used in self._used_bytes(known):
-                if file.stat().st_size > used:
-                    os.truncate(file, used)
 
     def finish(self, manifest: pa.Table) -> None:
         """Write the manifest: from here on, the part is whole."""
@@ -369,7 +377,7 @@ class Part:
         with writing(self.path):
             _write_whole(self.manifest_path, sink.getvalue().to_pybytes())
             self._drop_journal()
-            for file, used in self._used_bytes(manifest.select(["file", "row", "frames"]).to_pylist()):
+            for file, used in self._used_bytes(manifest.select(["file", "row", "frames"]).to_pylist()).items():
                 if not used:  # what lies between used rows stays: someone may be reading this file
                     file.unlink()
 
@@ -380,14 +388,28 @@ class Part:
         for journal in [*self._journals(), self.old_manifest_path]:
             journal.unlink(missing_ok=True)
 
-    def _used_bytes(self, rows: Iterable[Row]) -> list[tuple[Path, int]]:
+    def data_file(self, writer: str, number: int) -> Path:
+        return self.path / "data" / f"{writer}-{number:04d}{self.suffix}"
+
+    def newest(self) -> dict[str, int]:
+        """Return the number of each writer's newest data file, the only one that tracks are added to."""
+        found: dict[str, int] = {}
+        for file in self._data_files():
+            writer, _, number = file.stem.rpartition("-")
+            if number.isdecimal():
+                found[writer] = max(found.get(writer, 0), int(number))
+        return found
+
+    def _data_files(self) -> list[Path]:
+        return sorted((self.path / "data").glob(f"{self.prefix}*{self.suffix}"))
+
+    def _used_bytes(self, rows: Iterable[Row]) -> dict[Path, int]:
         """Return each data file of this part and where its last row in use ends."""
         end: dict[str, int] = {}
         for row in rows:
             if row["frames"]:
                 end[row["file"]] = max(end.get(row["file"], 0), row["row"] + row["frames"])
-        files = sorted((self.path / "data").glob(f"{self.prefix}*{self.suffix}"))
-        return [(file, end.get(file.name, 0) * self.row_bytes) for file in files]
+        return {file: end.get(file.name, 0) * self.row_bytes for file in self._data_files()}
 
 
 def _journalled(line: bytes) -> Row | None:
@@ -471,14 +493,10 @@ class Writer:
     def _choose_file(self) -> None:
         """Go on with our newest data file, or begin another if that is full."""
         if self.data is None or self.data.tell() >= self.file_bytes:
-            folder = self.part.path / "data"
-            suffix = self.part.suffix
-            ours = re.compile(re.escape(self.name) + r"-(\d+)" + re.escape(suffix))
-            numbers = [int(match[1]) for path in folder.iterdir() if (match := ours.fullmatch(path.name))]
-            newest = max(numbers, default=0)
-            path = folder / f"{self.name}-{newest:04d}{suffix}"
+            newest = self.part.newest().get(self.name, 0)
+            path = self.part.data_file(self.name, newest)
             if path.exists() and path.stat().st_size >= self.file_bytes:
-                path = folder / f"{self.name}-{newest + 1:04d}{suffix}"
+                path = self.part.data_file(self.name, newest + 1)
             if self.data is not None:
                 self.data.close()
             self.data = open(path, "ab", buffering=0)  # noqa: SIM115
