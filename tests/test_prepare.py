@@ -175,6 +175,22 @@ def test_extra_columns(songs, tmp_path):
         prepare([Track(tracks[0].path, {"status": 1})], tmp_path / "s")
 
 
+def test_a_folder_keeps_what_a_manifest_told(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for seed in range(3):
+        write_audio(folder / f"{seed}.wav", tone(4, 300 + seed, 16_000), 16_000)
+    (tmp_path / "list.csv").write_text("path,artist\n" + "".join(f"m/{seed}.wav,Anna {seed}\n" for seed in range(3)))
+    prepare(find_tracks([tmp_path / "list.csv"]), tmp_path / "s", workers=1)
+    before = listing(tmp_path / "s")
+    prepare(find_tracks([folder]), tmp_path / "s", workers=1)
+    assert listing(tmp_path / "s") == before
+    write_audio(folder / "1.wav", tone(5, 310, 16_000), 16_000)
+    write_audio(folder / "3.wav", tone(4, 303, 16_000), 16_000)
+    prepare(find_tracks([folder]), tmp_path / "s", workers=1)
+    assert Store.open(tmp_path / "s").manifest["artist"].to_pylist() == ["Anna 0", "Anna 1", "Anna 2", None]
+
+
 def test_shards_together_are_the_whole(songs, prepared, tmp_path):
     tracks = find_tracks([songs])
     summaries = [prepare(tracks, tmp_path / "s", shard=(part, 2), workers=1) for part in range(2)]
@@ -253,6 +269,8 @@ def test_a_worker_that_dies_costs_its_file_only(songs, tmp_path):
     rows = {Path(row["path"]).name: row for row in manifest(tmp_path / "s")}
     assert "signal 9" in rows["0 mp3.mp3"]["reason"]
     assert "2 times" in rows["0 mp3.mp3"]["reason"]
+    summary = prepare([Track(Path(str(track.path))) for track in tracks], tmp_path / "s", workers=1)
+    assert (summary.new, summary.reused, summary.failed) == (1, 2, 0), "what ended the worker may have passed"
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
