@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from myna import checkpoint
-from myna.checkpoint import export_model, model_hash, open_checkpoint, save_model, write_folder, write_text
+from myna.checkpoint import export_model, model_hash, open_checkpoint, save_model
 from myna.errors import CheckpointError
 from myna.model import ModelConfig, MynaModel
 
@@ -98,22 +98,6 @@ def test_the_losss_state_stands_beside_the_model(model, tmp_path):
     save_model(model, tmp_path / "n", optimizer={"step.x": torch.ones(1)}, loss={})
     assert not (tmp_path / "n" / checkpoint.LOSS_FILE).exists()
     assert open_checkpoint(tmp_path / "n").loss() == {}
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    write_folder(tmp_path / "f", lambda folder: (folder / "a").write_text("old") and None)
-
-    def fail(folder):
-        (folder / "a").write_text("new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(tmp_path / "f", fail)
-    assert (tmp_path / "f" / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
-    write_text(tmp_path / "t", "whole")
-    assert (tmp_path / "t").read_text() == "whole"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "t"]
 
 
 def test_a_model_without_optimizer_cannot_be_resumed(model, tmp_path):

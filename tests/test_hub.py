@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from hubs import serving
 from myna import Myna, recipe
 from myna.about import learned
-from myna.checkpoint import save_model, write_text
+from myna.checkpoint import save_model
 from myna.cli import main
 from myna.errors import CheckpointError
 from myna.hub import card, open_model, push
@@ -283,7 +283,7 @@ def test_a_card_tells_of_the_checkpoint_that_is_pushed(run, tmp_path):
     part = Part(store, Store.open(store).front_end)
     part.begin(part.known())  # as while the store is updated
     assert learned(open_model(run)).keys() == {"metrics"}
-    write_text(store / "store.json", "[]")
+    (store / "store.json").write_text("[]")
     assert learned(open_model(run)).keys() == {"metrics"}
 
 

@@ -6,10 +6,8 @@ optimiser's state beside it, and the loss's if it has any, so every checkpoint i
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from myna.disk import write_bytes as write_bytes
+from myna.disk import write_folder
+from myna.disk import write_text as write_text
 from myna.errors import CheckpointError
 from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
@@ -44,62 +45,6 @@ def weights_hash(config: ModelConfig, weights: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder under a temporary name, flush it to disk, then give it its own name.
-
-    A folder that has this name is put aside first and deleted last: whatever happens, one of the two is there.
-    """
-    path = path.resolve()  # of a link, what it leads to; "." and ".." have no name of their own
-    temporary, old = (path.with_name(f".{path.name}.{kind}.part") for kind in (os.getpid(), "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        for file in temporary.iterdir():
-            flush(file)
-        flush(temporary)
-        _replace_folder(temporary, path, old)
-        flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replace_folder(new: Path, path: Path, old: Path) -> None:
-    if not path.exists():
-        os.replace(new, path)
-        return
-    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed after its own replacement
-    os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(old, path)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Make the operating system write a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole, or as it was before."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    flush(temporary)
-    os.replace(temporary, path)
 
 
 def save_model(

@@ -35,3 +35,8 @@ class TaskError(MynaError):
 
 class ProbeError(MynaError):
     """Embeddings, labels or settings that a probe cannot be trained on or scored with."""
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of others says, or else its name, to stand inside a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

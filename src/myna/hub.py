@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from myna.checkpoint import CONFIG_FILE, FORMAT, MODEL_FILE, Checkpoint, checkpoints, open_checkpoint, save_model
-from myna.errors import CheckpointError
+from myna.errors import CheckpointError, first_line
 from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel
 from myna.patch import Kind
@@ -138,16 +138,12 @@ def _plainly(repo: str, revision: str | None = None) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"The Hub repository {repo} has no revision {revision!r}.") from error
     except HFValidationError as error:
-        raise CheckpointError(f"{repo} cannot be the name of a Hub repository: {_line(error)}.") from error
+        raise CheckpointError(f"{repo} cannot be the name of a Hub repository: {first_line(error)}.") from error
     except (_CLIENT_ERROR, OSError) as error:
         raise CheckpointError(
-            f"The Hugging Face Hub could not serve {repo} ({type(error).__name__}: {_line(error)}): check the "
+            f"The Hugging Face Hub could not serve {repo} ({type(error).__name__}: {first_line(error)}): check the "
             "connection, and that you may do this there (`hf auth whoami`)."
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
 
 
 def push(
@@ -224,8 +220,8 @@ def read_results(path: Path) -> dict[str, dict[str, float]]:
         return {task: {metric: float(value) for metric, value in of.items()} for task, of in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f'{path} cannot be read as results ({_line(error)}): JSON such as {{"gtzan": {{"accuracy": 0.78}}}} was '
-            "wanted."
+            f'{path} cannot be read as results ({first_line(error)}): JSON such as {{"gtzan": {{"accuracy": 0.78}}}} '
+            "was wanted."
         ) from error
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from myna.checkpoint import Checkpoint, read_tensors, weights_hash
-from myna.errors import CheckpointError
+from myna.errors import CheckpointError, first_line
 from myna.model import ModelConfig, MynaModel
 from myna.patch import Kind, patch_of
 
@@ -74,7 +74,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             "of its author; save model.state_dict() alone, or a .safetensors file."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} cannot be read as PyTorch weights ({_line(error)}): fetch it again.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as PyTorch weights ({first_line(error)}): fetch it again."
+        ) from error
     return _unwrapped(found, path)
 
 
@@ -95,10 +97,6 @@ def _unwrapped(found: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 def _is_entry(key: Any, value: Any) -> bool:
     return isinstance(key, str) and isinstance(value, Tensor)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _some(faults: list[str], most: int = 5) -> str:

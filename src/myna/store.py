@@ -28,6 +28,7 @@ import torch
 import xxhash
 from jaxtyping import Float16, Float32, UInt8
 
+from myna.disk import flush, write_bytes
 from myna.errors import StoreError
 from myna.mel import FrontEnd
 
@@ -264,31 +265,10 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there with all its bytes or not at all, even if the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def _write_all(file: RawIOBase, content: bytes) -> None:
     rest = memoryview(content)
     while rest:  # a disk that fills up takes a part first and refuses the rest
         rest = rest[file.write(rest) :]
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":  # elsewhere folders cannot be opened, and renames are durable by themselves
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 class Part:
@@ -316,7 +296,7 @@ class Part:
                     "front_end": front_end.model_dump(),
                     "dtype": dtype,
                 }
-                _write_whole(path / "store.json", json.dumps(settings, indent=2).encode())
+                write_bytes(path / "store.json", json.dumps(settings, indent=2).encode())
         found = read_settings(path)
         if found.parts != parts:
             raise StoreError(f"{path} is made in {found.parts} part(s), not {parts}: use --shard i/{found.parts}.")
@@ -362,7 +342,7 @@ class Part:
                     self.data_file(writer, number + 1).touch()
                 self._drop_journal()  # of an update that was killed just after its manifest was written
                 os.replace(self.manifest_path, self.old_manifest_path)
-                _sync_folder(self.path)
+                flush(self.path)
             else:
                 for file in over:
                     os.truncate(file, used[file])
@@ -375,7 +355,7 @@ class Part:
         sink = pa.BufferOutputStream()
         pq.write_table(manifest, sink, compression="zstd")
         with writing(self.path):
-            _write_whole(self.manifest_path, sink.getvalue().to_pybytes())
+            write_bytes(self.manifest_path, sink.getvalue().to_pybytes())
             self._drop_journal()
             for file, used in self._used_bytes(manifest.select(["file", "row", "frames"]).to_pylist()).items():
                 if not used:  # what lies between used rows stays: someone may be reading this file
