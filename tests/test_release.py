@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from myna import Myna
 from myna.checkpoint import open_checkpoint, save_model
 from myna.cli import main
-from myna.errors import CheckpointError
+from myna.errors import CheckpointError, ConfigError
 from myna.model import ModelConfig, MynaModel
 from myna.release import open_release
 from original import Original
@@ -135,6 +135,8 @@ def test_square_and_vertical_are_told_apart_by_name_or_by_the_user(tmp_path):
     assert torch.equal(values[0].flatten(-2), values[1].flatten(-2)), "as the file has them, band by band"
     with pytest.raises(CheckpointError, match=r"\(256,\) where \(8,\) belongs"):
         open_release(named, patches="2x4")
+    with pytest.raises(ConfigError, match="no patch kind 'banana'"):
+        open_release(named, patches="banana")
 
 
 KEYS = [key for key in Original("hybrid", **SMALL).state_dict() if not key.startswith("linear_head")]

@@ -47,7 +47,8 @@ def open_release(path: str | Path, *, patches: Kind | None = None, name: str | N
 
     Square and vertical weights have the same names and shapes, so of a file with one patch kind `patches` must say
     which it is, or else the `name` (the file's unless given) must hold the word base, square or vertical. A file with
-    both kinds is opened whole. Raises CheckpointError if any tensor is missing, extra or misshapen.
+    both kinds is opened whole. Raises CheckpointError if any tensor is missing, extra or misshapen, ConfigError for
+    a kind that there is not.
     """
     path = Path(path)
     found, aside = read_state(path)
@@ -124,6 +125,7 @@ def _kinds(weights: dict[str, Tensor], path: Path, name: str, patches: Kind | No
     if any(key.startswith(f"{TOKENIZERS[1]}.") for key in weights):
         return ("square", "vertical")
     if patches:
+        patch_of(patches)  # which refuses what is none
         return (patches,)
     words = set(re.findall("[a-z]+", name.lower()))
     named: list[Kind] = []

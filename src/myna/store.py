@@ -29,7 +29,7 @@ import xxhash
 from jaxtyping import Float16, Float32, UInt8
 
 from myna.disk import flush, write_bytes
-from myna.errors import StoreError
+from myna.errors import StoreError, first_line
 from myna.mel import FrontEnd
 
 FORMAT, VERSION = "myna-store", 1
@@ -243,8 +243,8 @@ def _read_manifest(path: Path) -> pa.Table:
             raise pa.ArrowInvalid(f"it has no column {min(missing)}")
     except (pa.ArrowException, OSError) as error:
         raise StoreError(
-            f"The manifest {path} is damaged ({error}): copy it again, or delete it, and `myna prepare` with all "
-            "the music makes it again."
+            f"The manifest {path} is damaged ({first_line(error)}): copy it again, or delete it, and `myna prepare` "
+            "with all the music makes it again."
         ) from error
     return table
 
