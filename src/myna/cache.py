@@ -6,7 +6,6 @@ file is embedded anew. A run that is stopped leaves its finished items beside it
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
+from myna.disk import replacing
 from myna.errors import AudioError, StoreError
 from myna.library import Parts
 from myna.lock import only_writer
@@ -170,6 +170,5 @@ def _write(rows: dict[str, Row], path: Path, described: pa.Schema) -> None:
         pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.FixedSizeListArray.from_arrays(flat, width)),
     ]
     table = pa.table(columns, names=described.names).cast(described)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

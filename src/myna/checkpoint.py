@@ -18,9 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from myna.disk import write_bytes as write_bytes
 from myna.disk import write_folder
-from myna.disk import write_text as write_text
 from myna.errors import CheckpointError
 from myna.mae import build_model
 from myna.model import ModelConfig, MynaModel

@@ -21,7 +21,8 @@ from myna import recipe
 from myna.audio import load
 from myna.baseline import baselines
 from myna.board import results_sheet
-from myna.checkpoint import model_hash, write_text
+from myna.checkpoint import model_hash
+from myna.disk import write_text
 from myna.embedder import Myna
 from myna.errors import ConfigError
 from myna.evaluate import Plan, Record, evaluate

@@ -126,8 +126,8 @@ class Myna:
         """Load a run folder (its newest checkpoint), a model folder, a file of the original release, or a Hub id.
 
         A Hub id (user/name) is fetched once, at a `revision` (branch, tag or commit) if given, and then served from
-        the cache. `options` are those of `Myna`; `patches` also says which kind a release file with one kind has,
-        whatever its name says.
+        the cache. `options` are those of `Myna`; `patches` also says which kind a release file with one kind has, if
+        its name does not.
         """
         found = open_model(source, patches=options.get("patches"), revision=revision)
         return cls(found.model(), hash=found.hash, about=found.about, **options)

@@ -18,7 +18,7 @@ import torch
 
 from myna import __version__
 from myna.cache import Vectors, digest_of, embed_task, item_key, slug
-from myna.checkpoint import write_text
+from myna.disk import write_text
 from myna.errors import StoreError, TaskError
 from myna.grid import GRID, QUICK, WIDE, Head, ProbeConfig, Protocol
 from myna.peer import Peer

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from myna.disk import replacing
 from myna.errors import CheckpointError, ConfigError
 from myna.mae import build_model
 from myna.model import MynaModel, scale
@@ -87,13 +87,9 @@ def export(
     facts |= {"model": config.model_dump_json(), "front_end": json.dumps(config.front_end.model_dump())}
     facts["window_samples"] = str(encode.model.config.segment_samples)
     onnx.helper.set_model_props(found, facts)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(found.SerializeToString())
         difference = _difference(model, kinds, temporary, example.shape)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return difference
 
 

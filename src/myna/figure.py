@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from myna import plot
-from myna.checkpoint import write_text
+from myna.disk import write_text
 
 # The light colours of the report's page: told apart by the colour-blind, and in grey by their marks.
 COLOURS = ("#0072b2", "#e08a00", "#009e73", "#d1491b", "#bf5f95", "#45a8e0", "#a89b00", "#777c82")

@@ -5,7 +5,6 @@ is stopped goes on where it was; the table itself is written last, whole.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
+from myna.disk import replacing
 from myna.embedder import Embedding, Myna
 from myna.errors import AudioError, ConfigError, StoreError
 from myna.lock import only_writer
@@ -115,9 +115,8 @@ def embed_library(
         table = pa.concat_tables([kept, *(pq.read_table(file) for file in writer.written)]).sort_by(
             [("path", "ascending"), ("start_s", "ascending")]
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        pq.write_table(table.replace_schema_metadata(described.metadata), temporary, compression="zstd")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            pq.write_table(table.replace_schema_metadata(described.metadata), temporary, compression="zstd")
         shutil.rmtree(parts)
     return summary
 
@@ -273,9 +272,8 @@ class Parts:
     def flush(self) -> None:
         if self.rows:
             path = self.folder / f"part-{self.first + len(self.written):06d}.parquet"
-            temporary = path.with_suffix(".tmp")
-            pq.write_table(pa.Table.from_pylist(self.rows, self.schema), temporary, compression="zstd")
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                pq.write_table(pa.Table.from_pylist(self.rows, self.schema), temporary, compression="zstd")
             self.written.append(path)
             self.rows = []
         self.since = time.monotonic()

@@ -36,6 +36,7 @@ BLOCK = {
 }
 FINAL_NORM = "encoder.norm.weight"  # every model of ours has it, and no file of the release
 LEFT_ASIDE = "linear_head."
+NAMED: dict[Kind, set[str]] = {"square": {"base", "square"}, "vertical": {"vertical"}}  # words in a file's name
 KNOWN = re.compile(
     r"(?P<prefix>(.+\.)?)(to_patch_embedding(_b)?\.[123]|transformer\.(norm|layers\.\d+\.(0\.(norm|to_qkv|to_out)|1\.net\.[013])))"
     r"\.(weight|bias)"
@@ -124,15 +125,16 @@ def _prefix(found: dict[str, Tensor], path: Path) -> str:
 def _kinds(weights: dict[str, Tensor], path: Path, name: str, patches: Kind | None) -> tuple[Kind, ...]:
     if any(key.startswith(f"{TOKENIZERS[1]}.") for key in weights):
         return ("square", "vertical")
+    words = set(re.findall("[a-z]+", name.lower()))
+    named: list[Kind] = [kind for kind, says in NAMED.items() if words & says]
     if patches:
         patch_of(patches)  # which refuses what is none
-        return (patches,)
-    words = set(re.findall("[a-z]+", name.lower()))
-    named: list[Kind] = []
-    if words & {"base", "square"}:
-        named.append("square")
-    if "vertical" in words:
-        named.append("vertical")
+        if len(named) == 1 and patches not in named:
+            raise CheckpointError(
+                f"The name of {path} says {named[0]} patches, and {patches} was asked for: leave that out, or give the "
+                "file another name if this one is wrong."
+            )
+        named = [patches]
     if len(named) == 1:
         return (named[0],)
     raise CheckpointError(

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import soxr
 from jaxtyping import Float, Int
 
 from myna import plot
+from myna.disk import write_bytes
 
 EXCERPT_RATE_HZ = 24_000
 EXCERPT_BIT_RATE = 32_000
@@ -184,14 +184,8 @@ def _plays(report: Report) -> list[str | None]:
 
 def write_page(report: Report, path: Path | str) -> None:
     """Write the page as one file; a reader never finds half of it."""
-    path = Path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # File names may hold bytes that are no letters; they come out as "?".
-        half.write_bytes(page(report).encode("utf-8", errors="replace"))
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
+    # file names may hold bytes that are no letters; they come out as "?"
+    write_bytes(Path(path), page(report).encode("utf-8", errors="replace"))
 
 
 def page(report: Report) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from openTSNE import TSNE
 
 from myna import figure, quoted, recipe
-from myna.checkpoint import write_text
+from myna.disk import write_text
 from myna.errors import ConfigError
 from myna.exam import AVERAGE, ComposedExam, Exam
 from myna.figure import Curve, Priced

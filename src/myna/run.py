@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from myna.checkpoint import sweep, write_text
+from myna.checkpoint import sweep
 from myna.device import Precision
+from myna.disk import write_text
 from myna.errors import RunError
 from myna.loss import LossConfig
 from myna.model import ModelConfig

@@ -21,7 +21,8 @@ from rich.console import Console
 from torch import nn
 
 from myna import recipe
-from myna.checkpoint import checkpoints, open_checkpoint, write_text
+from myna.checkpoint import checkpoints, open_checkpoint
+from myna.disk import write_text
 from myna.embedder import Myna
 from myna.errors import ConfigError
 from myna.exam import AVERAGE, Baseline, Exam, compose

@@ -18,17 +18,9 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from myna.checkpoint import (
-    LEFTOVER,
-    LOSS_FILE,
-    checkpoints,
-    load_weights,
-    model_hash,
-    open_checkpoint,
-    save_model,
-    write_text,
-)
+from myna.checkpoint import LEFTOVER, LOSS_FILE, checkpoints, load_weights, model_hash, open_checkpoint, save_model
 from myna.device import cores, peak_flops, pick_device, pick_precision
+from myna.disk import write_text
 from myna.errors import CheckpointError, ConfigError, RunError
 from myna.hub import open_model
 from myna.lock import only_writer

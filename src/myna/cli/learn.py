@@ -7,9 +7,9 @@ from rich.table import Table
 
 from myna import recipe as recipes
 from myna.audioset import find_segments
-from myna.checkpoint import write_bytes
 from myna.cli.base import EXIT_STOPPED, Out, app, err, some_failed
 from myna.device import pick_device
+from myna.disk import write_bytes
 from myna.errors import ConfigError
 from myna.hub import open_model
 from myna.plan import Plan

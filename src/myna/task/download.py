@@ -1,12 +1,12 @@
 """Small files are fetched from their public source, only when the user asks for it."""
 
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from myna.disk import write_bytes
 from myna.errors import TaskError
 
 MOST_BYTES = 10_000_000  # lists are some kilobytes; whatever is much larger is something else
@@ -28,10 +28,5 @@ def download(url: str, out: Path, accept: Callable[[bytes], None], *, timeout_s:
     if len(content) > MOST_BYTES:
         raise TaskError(f"{url} is larger than {MOST_BYTES // 1_000_000} MB: that is not the file that was wanted.")
     accept(content)
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        building.write_bytes(content)
-        building.replace(out)
-    finally:
-        building.unlink(missing_ok=True)
+    write_bytes(out, content)
     return out
