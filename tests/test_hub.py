@@ -219,6 +219,11 @@ def test_the_card_tells_what_is_known_and_nothing_else():
     )
     assert "| origin | weights of the original release, converted from x.pth |" in released
     assert "| left aside | linear_head.bias (50,) |" in released
+    tuned = card(
+        "a/b", config, about={"init_from": {"hash": "4567", "origin": "the original release", "file": "x.pth"}}
+    )
+    assert "| initial weights | model 4567, which descends from the original release (x.pth) |" in tuned
+    assert "initial weights" not in card("a/b", config, about={"init_from": None})
     with pytest.raises(CheckpointError, match="no licence id"):
         card("a/b", config, licence="all mine: yes")
 

@@ -1,5 +1,6 @@
 """The original release's files: equal embeddings through the whole path, and every fault named."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -298,11 +299,18 @@ def test_training_goes_on_from_a_release_file_with_a_new_projector(tmp_path, cap
     path = saved(Original("hybrid", **SMALL), tmp_path / "myna-hybrid.pth")
     store = make_store(tmp_path / "store", random_mels(10, 130))
     small = ["--dim", "64", "--depth", "2", "--heads", "1", "--mlp-dim", "96", "--batch", "4", "--precision", "fp32"]
-    arguments = ["pretrain", store.path, "-o", tmp_path / "run", "--recipe", "hybrid", *small, "--init-from", path]
-    status, _, err = run_cli([*arguments, "--clip-seconds", "0", "--steps", "1"], capsys)
+    common = ["--recipe", "hybrid", *small, "--clip-seconds", "0", "--steps", "1"]
+    arguments = ["pretrain", store.path, *common, "-o", tmp_path / "run", "--init-from", path]
+    status, _, err = run_cli(arguments, capsys)
     assert status == 0
     assert "myna-hybrid.pth has no projector: a new one was drawn from seed 0." in err
     trained, given = open_checkpoint(tmp_path / "run").weights(), open_release(path).weights()
     assert trained.keys() - given.keys() == {f"projector.{n}.{what}" for n in (0, 2) for what in ("weight", "bias")}
     for name, value in given.items():  # one step of Adam at 3e-4 away
         assert (trained[name] - value).abs().max() < 4e-4
+    arguments = ["pretrain", store.path, *common, "-o", tmp_path / "second", "--init-from", tmp_path / "run"]
+    assert run_cli(arguments, capsys)[0] == 0
+    for name, begun in (("run", open_release(path)), ("second", open_checkpoint(tmp_path / "run"))):
+        facts = run_cli(["info", tmp_path / name, "--json"], capsys)[1]
+        wanted = f"model {begun.hash}, which descends from the original release (myna-hybrid.pth)"
+        assert json.loads(facts)["initial_weights"] == wanted

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from myna import plan, recipe, train
+from myna.about import describe
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
 from myna.device import pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
@@ -191,6 +193,53 @@ def test_init_from_takes_the_weights_and_nothing_else(store, tmp_path):
     assert second.step == 0
     with pytest.raises(ConfigError, match="differs from this run's in dim"):
         Trainer(store, tmp_path / "third", settings(dim=64), init_from=tmp_path / "first")
+
+
+class Killed(BaseException):
+    """What a test raises where a real run would be killed."""
+
+
+def _kill(_) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("changes", [{}, INDIVIDUAL, {"learn_temperature": True}])
+def test_a_run_from_weights_killed_before_its_first_checkpoint_goes_on_from_them(store, tmp_path, changes):
+    first, second = _trained(store, tmp_path / "first", steps=2), settings(**changes, steps=6, seed=9)
+    Trainer(store, tmp_path / "whole", second, init_from=first).train()
+    with pytest.raises(Killed):
+        Trainer(store, tmp_path / "parts", second, init_from=first).train(on_log=_kill)
+    shutil.rmtree(first)
+    resumed = Trainer(store, tmp_path / "parts", second, resume=True)
+    assert resumed.step == 0
+    resumed.train()
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+def test_a_run_from_weights_is_never_resumed_without_them(store, tmp_path):
+    first, run = _trained(store, tmp_path / "first", steps=2), tmp_path / "run"
+    Trainer(store, run, settings(steps=4, seed=9), init_from=first).train()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match=r"began from weights .* no checkpoint of them.*--init-from"):
+        Trainer(store, run, settings(steps=4, seed=9), resume=True)
+
+
+def test_a_run_remembers_whose_weights_it_began_from(store, tmp_path):
+    first = _trained(store, tmp_path / "first", steps=2)
+    Trainer(store, tmp_path / "run", settings(steps=2), init_from=first).train()
+    Trainer(store, tmp_path / "run", settings(steps=4), resume=True).train()
+    wanted = {"hash": open_checkpoint(first).hash}
+    assert read_run(tmp_path / "run")["init_from"] == wanted
+    assert open_checkpoint(tmp_path / "run").about["init_from"] == wanted
+    assert read_run(first)["init_from"] is None
+    assert describe(tmp_path / "run")[1]["initial weights"] == f"model {wanted['hash']}"
+
+
+def test_torchruns_restart_of_a_run_from_weights_resumes_it(store, tmp_path, monkeypatch):
+    first = _trained(store, tmp_path / "first", steps=2)
+    Trainer(store, tmp_path / "run", settings(steps=4), init_from=first).train()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert Trainer(store, tmp_path / "run", settings(steps=4), init_from=first).step == 4
 
 
 def test_a_non_finite_loss_stops_and_the_last_checkpoint_stands(store, tmp_path):

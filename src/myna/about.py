@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from myna.checkpoint import Checkpoint, checkpoints, open_checkpoint
 from myna.errors import ConfigError, StoreError
-from myna.hub import open_model
+from myna.hub import initial_weights, open_model
 from myna.library import read_library
 from myna.mae import build_model
 from myna.progress import clock
@@ -107,7 +107,11 @@ def _model(found: Checkpoint) -> Facts:
 
 def _origin(found: Checkpoint) -> Facts:
     if "origin" not in found.about:
-        return {"trained": f"{found.about.get('examples', 0):,} examples, {found.step} steps"}
+        initial = initial_weights(found.about)
+        return {
+            "trained": f"{found.about.get('examples', 0):,} examples, {found.step} steps",
+            **({"initial weights": initial} if initial else {}),
+        }
     aside = found.about.get("left_aside", [])
     return {
         "origin": f"{found.about['origin']}, {found.about.get('file', 'a file')}; no projector",

@@ -246,6 +246,14 @@ def _model_rows(config: ModelConfig, hash: str) -> dict[str, str]:
     return {**rows, "hash": hash} if hash else rows
 
 
+def initial_weights(about: Mapping[str, Any]) -> str:
+    """Say whose weights a training began from; nothing if they were drawn from its seed."""
+    if not (found := about.get("init_from")):
+        return ""
+    release = f", which descends from {found['origin']} ({found.get('file', 'a file')})" if "origin" in found else ""
+    return f"model {found['hash']}{release}"
+
+
 def _training(
     config: ModelConfig, about: Mapping[str, Any], metrics: Mapping[str, float] | None, data: str | None
 ) -> str:
@@ -255,6 +263,8 @@ def _training(
         rows["origin"] = f"weights of {origin}, converted from {about.get('file', 'a file')}"
         if aside := about.get("left_aside"):
             rows["left aside"] = ", ".join(aside)
+    if initial := initial_weights(about):
+        rows["initial weights"] = initial
     if "store" in about:
         rows["content of the data"] = f"hash {about['store'][:16]}"
     if about.get("examples"):

@@ -113,8 +113,8 @@ def read_metrics(run: str | Path) -> list[dict[str, float]]:
     return rows
 
 
-def write_run(run: Path, settings: Settings, store: Store) -> None:
-    """Make the run's folder, and write down what decides it."""
+def write_run(run: Path, settings: Settings, store: Store, *, init_from: dict[str, Any] | None) -> None:
+    """Make the run's folder, and write down what decides it; `init_from` says whose weights it began from, if any's."""
     run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     record = {
@@ -122,12 +122,13 @@ def write_run(run: Path, settings: Settings, store: Store) -> None:
         "version": RUN_VERSION,
         "store": {"path": str(store.path), "hash": store.hash},
         "settings": settings.model_dump(mode="json"),
+        "init_from": init_from,
     }
     write_text(run / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def read_run(run: str | Path) -> dict[str, Any]:
-    """Return what a run folder says of itself: `store` (path, hash) and `settings`."""
+    """Return what a run folder says of itself: `store` (path, hash), `settings`, `init_from` (None: seed's weights)."""
     path = Path(run) / RUN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

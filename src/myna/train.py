@@ -134,7 +134,8 @@ class Trainer:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         earlier = read_run(self.run) if (self.run / RUN_FILE).is_file() else None
         world.wait()  # nobody writes the run's file before everybody has looked for it
-        resume = resume or (restarts() > 0 and earlier is not None)  # torchrun started the same command again
+        if earlier and restarts():  # torchrun started the same command again
+            resume, init_from = True, None
         self._check_start(earlier, resume=resume, init_from=init_from)
         if store.front_end != settings.model.front_end:
             raise ConfigError(
@@ -159,6 +160,7 @@ class Trainer:
         self.steps = total_steps(config, self.loader.steps_per_epoch)
         self.step = 0
         self.new_projector = False  # whether the initial weights had none
+        self.init_from: dict[str, str] | None = (earlier or {}).get("init_from")  # whose weights the run began from
         self.model = self._initial_model(init_from).to(self.device)
         self.model.encoder.attend_by(config.attention)
         self.gradient = self.learning.objective(
@@ -221,6 +223,8 @@ class Trainer:
             return build_model(self.settings.model, seed=self.settings.train.seed)
         found = open_model(init_from)
         theirs, ours = found.config.model_dump(), self.settings.model.model_dump()
+        told = {**(found.about.get("init_from") or {}), **found.about}
+        self.init_from = {"hash": found.hash, **{name: told[name] for name in ("origin", "file") if name in told}}
         self.new_projector = ours["projector_dim"] > 0 and theirs["projector_dim"] == 0
         drawn = {"projector_hidden", "projector_dim"} if self.new_projector else set()
         differing = sorted(name for name in ours.keys() - drawn if ours[name] != theirs[name])
@@ -253,12 +257,18 @@ class Trainer:
 
     def _load_newest(self) -> None:
         found = checkpoints(self.run)
+        if not found and self.init_from:
+            raise RunError(
+                f"The run in {self.run} began from weights that its seed does not draw, and it holds no checkpoint of "
+                "them: start it anew in another folder with --init-from."
+            )
         if not found:
             return  # killed before its first checkpoint: step 0 is where it stands
         checkpoint = open_checkpoint(found[-1])
         self.model.load_state_dict(checkpoint.model().state_dict())
         load_weights(self.gradient.loss, checkpoint.loss(), checkpoint.path / LOSS_FILE)
-        load_optimizer(self._parameters(), self.optimizer, checkpoint.optimizer())
+        if checkpoint.step:  # Adam's state begins with its first step
+            load_optimizer(self._parameters(), self.optimizer, checkpoint.optimizer())
         self.step = checkpoint.step
 
     def plan(self) -> Plan:
@@ -329,7 +339,9 @@ class Trainer:
         if not self.world.is_main:
             return self._loop(on_log, profile=0)
         with only_writer("pretrain", self.run, lock=self.run / LOCK_FILE):
-            write_run(self.run, self.settings, self.store)
+            write_run(self.run, self.settings, self.store, init_from=self.init_from)
+            if self.init_from and not checkpoints(self.run):  # the seed does not bring them back
+                self.save()
             return self._loop(on_log, profile)
 
     def _loop(self, on_log: Callable[[dict[str, float]], None] | None, profile: int) -> int | None:
@@ -442,6 +454,7 @@ class Trainer:
             "examples": self.step * self.settings.train.batch,
             "store": self.store.hash,
             "settings": self.settings.model_dump(mode="json"),
+            "init_from": self.init_from,
         }
         optimizer = optimizer_tensors(self._parameters(), self.optimizer)
         save_model(self.model, path, about=about, optimizer=optimizer, loss=self.gradient.loss.state_dict())
