@@ -73,15 +73,47 @@ def test_an_unknown_setting_suggests_the_nearest(wrong, nearest):
         ("temperature", 0),
         ("loss", "triplet"),
         ("patches", "round"),
+        ("patches", "square,square"),
         ("mask_policy", "stripes"),
         ("mask_policy", "complement"),
         ("pair", "song"),
         ("sogclr_individual", True),
+        ("micro_batch", 0),
+        ("micro_batch", -1),
+        ("clip_seconds", "inf"),
+        ("clip_seconds", 1e300),
+        ("pair_seconds", "inf"),
+        ("pair_seconds", 1e300),
+        ("mask_sigma", "inf"),
+        ("temperature", "inf"),
+        ("temperature", "nan"),
+        ("sogclr_rate", "inf"),
+        ("learning_rate", "inf"),
+        ("weight_decay", "inf"),
+        ("checkpoint_minutes", "inf"),
+        ("epochs", 1e308),
+        ("seed", 99999999999999999999),
+        ("seed", -1),
     ],
 )
 def test_an_impossible_value_says_what_was_wrong(name, value):
     with pytest.raises(ConfigError, match=rf"The setting {name}.* cannot be"):
         recipe.override(recipe.get("base"), {name: value})
+
+
+def test_a_value_of_several_forms_is_told_all_of_them():
+    wanted = (
+        r"The setting micro_batch cannot be '0': input should be 'auto' or 'off', or .* greater than or equal to 1\."
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        recipe.override(recipe.get("base"), {"micro_batch": "0"})
+    assert recipe.override(recipe.get("base"), {"micro_batch": "7"}).train.micro_batch == 7
+
+
+def test_the_largest_seed_draws_weights():
+    seed = (1 << 63) - 1
+    settings = recipe.override(recipe.get("base"), {"seed": seed, "dim": 32, "depth": 1, "heads": 1})
+    MynaModel(settings.model, seed=settings.train.seed)
 
 
 def test_an_unknown_recipe_suggests_the_nearest():

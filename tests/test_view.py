@@ -164,6 +164,14 @@ def test_clip_seconds_0_takes_whole_tracks(store):
     assert sorted(clips.frames.tolist()) == sorted(store.frames.tolist())
 
 
+@pytest.mark.parametrize(("seconds", "frames"), [(0.01, 96), (3.0, 96), (3.104, 97), (4.832, 151), (9.6, 300)])
+def test_a_clip_is_the_whole_frames_in_it_and_one_segment_at_least(tmp_path, seconds, frames):
+    store = make_store(tmp_path / "store", [numbered_mel(700)])
+    clips = Clips(store, clip_seconds=seconds, crop_frames=96)
+    assert clips.frames.tolist() == [frames]
+    assert len(clips) == 700 // frames
+
+
 def test_the_two_views_of_a_clip_are_drawn_apart(store):
     drawn = [loader(store, clip_seconds=0).draw(step) for step in range(20)]
     rows = torch.stack([d.rows for d in drawn])

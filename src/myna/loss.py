@@ -36,7 +36,7 @@ INDIVIDUAL_BOUNDS, INDIVIDUAL_MOMENTUM = (0.05, 0.7), 0.9
 class LossConfig(BaseModel):
     """Which contrastive loss, and how sharp."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     loss: Form = Field(
         "paper", description="paper: positive pair not in the denominator; ntxent: SimCLR's; sogclr: the release's"

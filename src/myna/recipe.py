@@ -119,9 +119,11 @@ def _changed(config: BaseModel, changes: dict[str, Any]) -> BaseModel:
         return type(config).model_validate({**config.model_dump(), **changes})
     except ValidationError as error:
         fault = error.errors()[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        reason = fault["msg"].removeprefix("Value error, ").lower()
-        raise ConfigError(f"The setting {name} cannot be {fault['input']!r}: {reason}.") from error
+        name, value = fault["loc"][0], fault["input"]
+        # a value of several forms, such as a word or a number, fails each of them
+        told = [other["msg"] for other in error.errors() if (other["loc"][0], other["input"]) == (name, value)]
+        reason = ", or ".join(text.removeprefix("Value error, ").removesuffix(".").lower() for text in told)
+        raise ConfigError(f"The setting {name} cannot be {value!r}: {reason}.") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

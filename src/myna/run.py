@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,16 +30,18 @@ RESOLVED = {"precision": "auto", "micro_batch": "auto", "compile": "auto", "atte
 class TrainConfig(BaseModel):
     """How long, how fast, and what is written down."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch: int = Field(4096, ge=2, description="clips in a batch")
-    epochs: float = Field(500.0, gt=0, allow_inf_nan=False, description="passes over the clips of the store")
+    epochs: float = Field(500.0, gt=0, le=1e9, description="passes over the clips of the store")
     steps: int | None = Field(None, ge=1, description="total steps, instead of epochs")
     learning_rate: float = Field(3e-4, gt=0, description="Adam's learning rate")
     weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay")
-    seed: int = Field(0, ge=0, description="decides weights, clips, crops and masks")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, clips, crops and masks")
     precision: Precision = Field("auto", description="fp32, or bf16 products with fp32 weights; auto measures")
-    micro_batch: Literal["auto", "off"] | int = Field("auto", description="clips embedded at once; auto: what fits")
+    micro_batch: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="clips embedded at once; auto: what fits"
+    )
     compile: Compile = Field("auto", description="off, or a mode of torch.compile; auto: default on CUDA, else off")
     attention: Literal["auto", "sdpa", "products", "sums"] = Field(
         "auto", description="form of attention; auto measures"

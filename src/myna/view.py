@@ -4,6 +4,7 @@ The mask is drawn before anything is read, so a view costs the few patches that 
 of the paper, in the other order). Nothing here depends on workers, ranks, or what was drawn before.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,16 +26,19 @@ from myna.store import Store, expand
 # What a random number is for: one stream each, so that no two draws share numbers.
 _ORDER, _BATCHES, _CLIPS, _SLACK, _START, _MASK = range(6)
 Place = Literal["auto", "device", "host"]
+LONGEST_S = 1e6  # twelve days: no track is longer
 
 
 class ViewConfig(BaseModel):
     """How clips are cut from tracks, and views from clips."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    clip_seconds: float = Field(10.0, ge=0, description="length of a training item; 0 takes whole tracks")
+    clip_seconds: float = Field(
+        10.0, ge=0, le=LONGEST_S, description="length of a training item, at least a segment; 0 takes whole tracks"
+    )
     pair: Pair = Field("clip", description="a clip's two segments: clip (anywhere in it), near, or segment (the same)")
-    pair_seconds: float = Field(3.0, ge=0, description="how far apart near segments begin at most")
+    pair_seconds: float = Field(3.0, ge=0, le=LONGEST_S, description="how far apart near segments begin at most")
     mask_ratio: float = Field(0.9, ge=0, lt=1, description="share of the tokens of a view that is dropped")
     mask_policy: mask.Policy = Field(
         "uniform", description="uniform, time, frequency, blocks, gaussian, or complement (with pair segment)"
@@ -50,8 +54,9 @@ class ViewConfig(BaseModel):
 
 
 class Clips:
-    """The training items of a store: every track cut into clips of `clip_seconds`, end to end.
+    """The training items of a store: every track cut into clips of `clip_seconds`, end to end; 0 takes whole tracks.
 
+    A clip is at least as long as a crop, `crop_frames`.
     What a track has beyond whole clips is not lost: each epoch shifts the track's clips by a random part of it.
     """
 
@@ -59,7 +64,8 @@ class Clips:
         self, store: Store, *, clip_seconds: float, crop_frames: int, device: torch.device | str = "cpu"
     ) -> None:
         self.frame_rate_hz = store.front_end.frame_rate_hz
-        wanted = round(clip_seconds * self.frame_rate_hz - 0.5)  # whole frames inside the clip
+        # 1e-9: a product must not fall below the whole number of frames that it means
+        wanted = math.floor(clip_seconds * self.frame_rate_hz + 1e-9)
         usable = np.flatnonzero(store.frames >= crop_frames)
         if not len(usable):
             found = f"the longest has {store.frames.max()}" if len(store.frames) else "it has no tracks"
@@ -69,7 +75,7 @@ class Clips:
             )
         self.device = torch.device(device)
         frames = torch.from_numpy(store.frames[usable]).to(device)
-        length = frames if wanted <= 0 else frames.clamp(max=max(wanted, crop_frames))
+        length = frames if clip_seconds == 0 else frames.clamp(max=max(wanted, crop_frames))
         count = frames // length
         self.tracks = len(usable)
         self.track = torch.arange(self.tracks, device=device).repeat_interleave(count)  # clip → track
