@@ -92,6 +92,25 @@ def test_resume_with_the_recipe_named_keeps_the_length(place, tmp_path, capsys):
     assert "2, 1 an epoch; 2 are done" in said(capsys)[1]
 
 
+def test_resume_with_epochs_lengthens_a_run_begun_with_steps(place, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert status(["pretrain", place / "store", "-o", run, *TINY, "--batch", "4", "--steps", "2"]) == 0
+    assert status(["pretrain", place / "store", "-o", run, "--resume", "--epochs", "3"]) == 0
+    assert "holds the model after 3 steps" in said(capsys)[1]
+
+
+@pytest.mark.parametrize(("steps", "beyond"), [(2, ""), (1, " (1 asked for: nothing to do)")])
+def test_a_run_that_is_there_already_is_left_as_it_is(place, tmp_path, capsys, steps, beyond):
+    run = tmp_path / "run"
+    assert status(["pretrain", place / "store", "-o", run, *TINY, "--batch", "4", "--steps", "2"]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert status(["pretrain", place / "store", "-o", run, "--resume", "--steps", steps]) == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    err = " ".join(said(capsys)[1].split())
+    assert f"holds the model after 2 steps{beyond}." in err
+    assert "about 0:00" in err
+
+
 def test_what_cannot_be_written_is_one_sentence(place, capsys):
     arguments = ["pretrain", place / "store", "-o", "/dev/null/x", *TINY, "--batch", "4", "--steps", "1"]
     assert status(arguments) == 1

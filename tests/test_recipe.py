@@ -110,6 +110,13 @@ def test_a_value_of_several_forms_is_told_all_of_them():
     assert recipe.override(recipe.get("base"), {"micro_batch": "7"}).train.micro_batch == 7
 
 
+def test_epochs_end_a_length_in_steps():
+    steps = recipe.override(recipe.get("base"), {"steps": 7})
+    assert recipe.override(steps, {"epochs": 2}).train.steps is None
+    assert recipe.override(steps, {"batch": 8}).train.steps == 7
+    assert recipe.override(steps, {"epochs": 2, "steps": 9}).train.steps == 9
+
+
 def test_the_largest_seed_draws_weights():
     seed = (1 << 63) - 1
     settings = recipe.override(recipe.get("base"), {"seed": seed, "dim": 32, "depth": 1, "heads": 1})

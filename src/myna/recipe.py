@@ -100,6 +100,7 @@ def fields() -> dict[str, str]:
 def override(settings: Settings, given: dict[str, Any]) -> Settings:
     """Return settings with some of them changed, by flat name: {"batch": 256, "mask_ratio": 0.5}.
 
+    Epochs that are given alone end a length in steps, which would come first.
     Raises ConfigError for an unknown name (with the nearest known one) or an impossible value.
     """
     owner, changes = fields(), {part: {} for part in _PARTS}
@@ -110,6 +111,8 @@ def override(settings: Settings, given: dict[str, Any]) -> Settings:
         if plain == "patches" and isinstance(value, str):
             value = tuple(part.strip() for part in value.replace("+", ",").split(","))
         changes[owner[plain]][plain] = value
+    if "epochs" in changes["train"]:
+        changes["train"].setdefault("steps", None)
     parts = {part: _changed(getattr(settings, part), changes[part]) for part in _PARTS}
     return Settings(recipe=settings.recipe, **parts)
 

@@ -331,11 +331,14 @@ class Trainer:
     def train(self, *, on_log: Callable[[dict[str, float]], None] | None = None, profile: int = 0) -> int | None:
         """Run to the last step. Return None, or the number of the signal that stopped it earlier.
 
-        With `profile`, so many steps after the first few are written as a trace and a table of stages.
+        A run that is there already, or beyond, is left as it is. With `profile`, so many steps after the first few are
+        written as a trace and a table of stages.
 
         Raises RunError when the loss or a gradient is not finite (the last checkpoint stands), and when another
         process trains in the run's folder.
         """
+        if self.step >= self.steps:
+            return None
         if not self.world.is_main:
             return self._loop(on_log, profile=0)
         with only_writer("pretrain", self.run, lock=self.run / LOCK_FILE):

@@ -142,7 +142,10 @@ def pretrain(
             f"Stopped at step {trainer.step}, which is saved. Go on with: myna pretrain {store} -o {out} --resume"
         )
         return EXIT_STOPPED
-    err.print(f"{out} holds the model after {trainer.step} steps. Use it: myna embed MUSIC -m {out} -o LIBRARY.parquet")
+    held = f"{trainer.step} steps"
+    if trainer.step > trainer.steps:
+        held += f" ({trainer.steps} asked for: nothing to do)"
+    err.print(f"{out} holds the model after {held}. Use it: myna embed MUSIC -m {out} -o LIBRARY.parquet")
     return 0
 
 
@@ -233,7 +236,7 @@ def _train(trainer: Trainer, profile: int) -> int | None:
 
 def _print_plan(plan: Plan, done: int) -> None:
     tokens = ", ".join(f"{seen} of {whole} {kind}" for kind, (seen, whole) in plan.visible.items())
-    left = (plan.steps - done) * plan.seconds_per_step
+    left = max(0, plan.steps - done) * plan.seconds_per_step
     rows = {
         "model": f"{plan.parameters / 1e6:.1f} M parameters",
         "visible tokens": tokens,
