@@ -57,8 +57,13 @@ def test_a_model_takes_any_two_axes():
     array = torch.rand(2, 6, 12)
     assert model.encode(array).shape == (2, 64)
     assert model.encode(torch.rand(2, 18, 12)).shape == (2, 64)  # and any length
-    with pytest.raises(ConfigError, match="12 bands x 5 frames cannot be cut"):
-        ModelConfig.of_arrays(bands=12, frames=5, patches=("12x1", "4x3"), **SMALL).grids()
+    for patches in (("12x1", "4x3"), ("4x3", "12x1")):  # what is beyond whole patches of both is left out
+        shape = ModelConfig.of_arrays(bands=12, frames=5, patches=patches, **SMALL)
+        assert {grid.frames for grid in shape.grids().values()} == {3}
+    with pytest.raises(ConfigError, match="5 frames cannot be cut into patches of 2 and 3 frames"):
+        ModelConfig.of_arrays(bands=12, frames=5, patches=("12x2", "4x3"), **SMALL).grids()
+    with pytest.raises(ConfigError, match="10 bands x 3 frames cannot be cut"):
+        ModelConfig.of_arrays(bands=10, frames=5, patches=("10x1", "4x3"), **SMALL).grids()
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,12 @@ def test_longer_windows(files):
     np.testing.assert_allclose(long.vector, small("vertical").encode(mel)[0].detach().numpy(), atol=1e-5)
     with pytest.raises(ConfigError, match="one patch needs 7680"):
         Myna(small(), window_samples=1000)
+    with pytest.raises(ConfigError, match="one patch needs 24064"):  # 48 frames, of 16 and of 6
+        Myna(small("128x6", "square"), window_samples=8000)
 
 
 @pytest.mark.parametrize("positions", ["sincos", "alibi", "rope"])
-@pytest.mark.parametrize("patches", [("square",), ("vertical",), ("square", "vertical")])
+@pytest.mark.parametrize("patches", [("square",), ("vertical",), ("square", "vertical"), ("32x4", "square")])
 def test_a_whole_track_is_one_pass(files, positions, patches):
     model = small(*patches, positions=positions)
     whole = Myna(model, whole=True, precision="fp32")

@@ -21,7 +21,16 @@ def test_vit_s_base_is_the_papers_size():
     assert model.config.segment_frames == 96
 
 
-@pytest.mark.parametrize(("patches", "frames"), [(("square",), 96), (("vertical",), 98), (("square", "vertical"), 96)])
+@pytest.mark.parametrize(
+    ("patches", "frames"),
+    [
+        (("square",), 96),
+        (("vertical",), 98),
+        (("square", "vertical"), 96),
+        (("vertical", "square"), 96),
+        (("32x4", "128x7"), 84),
+    ],
+)
 def test_segment_frames(patches, frames):
     assert ModelConfig(patches=patches).segment_frames == frames
 

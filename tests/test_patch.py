@@ -18,9 +18,14 @@ def test_grid_of_a_segment(kind, rows, columns):
 def test_segment_arithmetic_of_the_paper():
     frames = 1 + 50_000 // 512
     assert frames == 98
-    assert whole_frames(frames, PATCHES["square"]) == 96
-    assert whole_frames(frames, PATCHES["vertical"]) == 98
-    assert whole_frames(1 + 100_000 // 512, PATCHES["vertical"]) == 196
+    assert whole_frames(frames, ["square"]) == 96
+    assert whole_frames(frames, ["vertical"]) == 98
+    assert whole_frames(1 + 100_000 // 512, ["vertical"]) == 196
+    assert whole_frames(frames, ["square", "vertical"]) == whole_frames(frames, ["vertical", "square"]) == 96
+    assert whole_frames(196, ["32x4", "square"]) == 192
+    assert whole_frames(196, ["square", "1x3"]) == 192
+    with pytest.raises(ConfigError, match=r"98 frames cannot be cut into patches of 16 and 7 frames: .* 112 frames"):
+        whole_frames(98, ["square", "128x7"])
 
 
 @pytest.mark.parametrize(("bands", "frames"), [(120, 96), (128, 95), (8, 96), (128, 0)])

@@ -24,7 +24,7 @@ from myna.errors import AudioError, ConfigError
 from myna.hub import card, open_model, push
 from myna.mel import MelSpectrogram
 from myna.model import MynaModel
-from myna.patch import Kind, patch_of
+from myna.patch import Kind, least_frames
 from myna.track import tags_of
 
 Music = str | Path | np.ndarray
@@ -282,9 +282,8 @@ class Myna:
             yield track, samples[start : start + length]
 
     def _least_samples(self) -> int:
-        """Return the samples of a window that holds one patch of every kind."""
-        frames = max(patch_of(kind).frames for kind in self.model.config.patches)
-        return (frames - 1) * self.model.config.front_end.hop_samples
+        """Return the samples of the shortest window that whole patches of every kind fill."""
+        return (least_frames(self.model.config.patches) - 1) * self.model.config.front_end.hop_samples
 
 
 def _padded(samples: Float32[np.ndarray, " samples"], length: int) -> Float32[np.ndarray, " length"]:

@@ -66,7 +66,7 @@ class ModelConfig(BaseModel):
 
     @property
     def segment_frames(self) -> int:
-        """Frames of a segment, floored to whole patches of the first kind: 96, or 98 for vertical alone."""
+        """Frames of a segment, floored to whole patches of every kind: 96, or 98 for vertical alone."""
         return next(iter(self.grids().values())).frames
 
     def grids(self, segment_samples: int | None = None) -> dict[Kind, Grid]:
@@ -187,7 +187,7 @@ class MynaModel(nn.Module):
     ) -> Float[Tensor, "batch dims"]:
         """Embed whole crops of mel power, unmasked; several kinds stand side by side, square first as configured.
 
-        Frames beyond whole patches of the first kind are left out.
+        Frames beyond whole patches of every kind are left out.
         """
         grids = grids_of(self.config.patches, bands=mel.shape[2], frames=mel.shape[1])
         parts = []

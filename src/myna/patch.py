@@ -7,6 +7,7 @@ frame and in each from its lowest band up, so that no step has to turn them arou
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,9 +82,24 @@ class Grid:
         return torch.stack([tokens % self.columns, tokens // self.columns], dim=-1).float()
 
 
-def whole_frames(frames: int, patch: Patch) -> int:
-    """Floor a number of frames to whole patches: 98 frames are 96 for square patches, 98 for vertical ones."""
-    return frames // patch.frames * patch.frames
+def least_frames(kinds: Sequence[Kind]) -> int:
+    """Return the frames of the shortest crop that whole patches of every kind fill."""
+    return math.lcm(*(patch_of(kind).frames for kind in kinds))
+
+
+def whole_frames(frames: int, kinds: Sequence[Kind]) -> int:
+    """Floor a number of frames to whole patches of every kind: 98 are 96 for square patches, 98 for vertical ones.
+
+    Raises ConfigError if not even the shortest such crop fits.
+    """
+    least = least_frames(kinds)
+    if frames < least:
+        sizes = " and ".join(str(patch_of(kind).frames) for kind in kinds)
+        raise ConfigError(
+            f"A crop of {frames} frames cannot be cut into patches of {sizes} frames: whole multiples were wanted, "
+            f"{least} frames at least."
+        )
+    return frames // least * least
 
 
 def patchify(mel: Float[Tensor, "batch frame band"], patch: Patch) -> Float[Tensor, "batch token value"]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from myna import mask, noise
 from myna.errors import StoreError
 from myna.pair import VIEWS, Pair, starts
-from myna.patch import Grid, Kind, patch_of
+from myna.patch import Grid, Kind, patch_of, whole_frames
 from myna.store import Store, expand
 
 # What a random number is for: one stream each, so that no two draws share numbers.
@@ -372,7 +372,6 @@ def place_rows(store: Store, place: Place, device: torch.device, *, threads: int
 
 
 def grids_of(kinds: Sequence[Kind], *, bands: int, frames: int) -> dict[Kind, Grid]:
-    """Lay each patch kind over a crop of at most `frames`: floored to whole patches of the first kind."""
-    first = patch_of(kinds[0])
-    crop = frames // first.frames * first.frames
+    """Lay each patch kind over a crop of at most `frames`: floored to whole patches of every kind."""
+    crop = whole_frames(frames, kinds)
     return {kind: Grid.of(patch_of(kind), bands=bands, frames=crop) for kind in kinds}
