@@ -76,6 +76,13 @@ def test_pretrain_prints_its_plan_before_it_starts(place, tmp_path, capsys):
         assert piece in err
 
 
+@pytest.mark.parametrize(("depth", "how"), [(0, "2 clips at a time, in two passes"), (1, "2 clips at a time store")])
+def test_the_plan_says_how_often_a_clip_is_embedded(place, tmp_path, capsys, depth, how):
+    small = [*TINY, "--batch", "4", "--steps", "1", "--micro-batch", "2", "--decoder-depth", depth]
+    assert status(["pretrain", place / "store", "-o", tmp_path / "run", *small]) == 0
+    assert how in " ".join(said(capsys)[1].split())
+
+
 def test_pretrain_resumes_without_being_told_the_recipe_again(place, tmp_path, capsys):
     run = tmp_path / "run"
     assert status(["pretrain", place / "store", "-o", run, *TINY, "--batch", "4", "--steps", "2"]) == 0

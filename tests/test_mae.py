@@ -167,6 +167,7 @@ def test_a_tiny_run_finds_more_than_the_mean_patch(store, tmp_path):
     assert rows[0]["explained"] < 0.1
     assert rows[-1]["explained"] > 0.3  # 0 is the mean patch of the batch
     told = trainer.plan()
+    assert told.passes == 1
     assert told.visible == {"square": (12, 48)}
 
 

@@ -17,6 +17,7 @@ from myna.about import describe
 from myna.checkpoint import checkpoints, model_hash, open_checkpoint, save_model
 from myna.device import pick_device, pick_precision
 from myna.errors import CheckpointError, ConfigError, RunError
+from myna.mae import build_model
 from myna.model import MynaModel
 from myna.rank import SOLO
 from myna.run import read_metrics, read_run
@@ -309,6 +310,13 @@ def test_a_profile_of_more_steps_than_there_are_divides_by_those(store, tmp_path
     assert longest_ms(3000) > longest_ms(3) / 100
 
 
+def test_a_run_that_ends_as_recording_begins_has_no_profile(store, tmp_path):
+    for steps in (3, 6):
+        Trainer(store, tmp_path / "run", settings(steps=steps), resume=steps > 3).train(profile=5)
+        assert open_checkpoint(tmp_path / "run").step == steps
+        assert not {"trace.json", "stages.txt"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
 def test_a_batch_beyond_memory_takes_two_passes(store, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "free_bytes", lambda _: 500_000)
     trainer = Trainer(store, tmp_path / "run", settings(steps=1))
@@ -369,6 +377,7 @@ def test_the_plan_counts_what_will_be_done(store, tmp_path):
     assert (told.clips, told.tracks, told.steps_per_epoch, told.steps) == (30, 30, 3, 8)
     assert told.seconds_per_step > 0
     assert told.memory_bytes > 16 * told.parameters
+    assert told.passes == 2
     assert not (tmp_path / "run").exists()  # a plan writes nothing
 
 
@@ -476,6 +485,22 @@ def test_the_papers_batch_runs_at_full_size_in_the_small(store):
     numbers = Step(model, full.loss)(views)
     assert math.isfinite(numbers["loss"].item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_init_from_asks_only_after_what_shapes_the_model(store, tmp_path):
+    save_model(MynaModel(settings(projector_dim=0, projector_hidden=48).model), tmp_path / "bare")
+    Trainer(
+        store, tmp_path / "run", settings(projector_dim=0, decoder_dim=64, decoder_heads=4), init_from=tmp_path / "bare"
+    )
+    Trainer(store, tmp_path / "run", settings(decoder_dim=64), init_from=tmp_path / "bare")
+    save_model(MynaModel(settings().model), tmp_path / "whole")
+    with pytest.raises(ConfigError, match="differs from this run's in projector_hidden:"):
+        Trainer(store, tmp_path / "run", settings(projector_hidden=48), init_from=tmp_path / "whole")
+    auto_encoder = settings(decoder_depth=1)
+    save_model(build_model(auto_encoder.model), tmp_path / "mae")
+    Trainer(store, tmp_path / "run", settings(decoder_depth=1, projector_hidden=48), init_from=tmp_path / "mae")
+    with pytest.raises(ConfigError, match="differs from this run's in decoder_dim:"):
+        Trainer(store, tmp_path / "run", settings(decoder_depth=1, decoder_dim=64), init_from=tmp_path / "mae")
 
 
 def test_init_from_weights_without_a_projector_draws_one(store, tmp_path):

@@ -7,7 +7,7 @@ from myna import mask, noise
 from myna.errors import ConfigError, StoreError
 from myna.patch import PATCHES, Grid, patchify
 from myna.store import Store
-from myna.view import Clips, DeviceRows, HostRows, Loader, ViewConfig, gather, grids_of
+from myna.view import Clips, DeviceRows, HostRows, Loader, ViewConfig, gather, grids_of, place_rows
 from stores import make_store, numbered_mel, random_mels
 
 GRIDS = grids_of(("square", "vertical"), bands=128, frames=98)
@@ -249,6 +249,9 @@ def test_too_short_too_few_and_nothing_are_clear_errors(tmp_path):
     empty = make_store(tmp_path / "empty", [])
     with pytest.raises(StoreError, match="no tracks"):
         loader(empty, batch=1)
+    for place in ("auto", "device", "host"):
+        with pytest.raises(StoreError, match="no tracks"):
+            place_rows(empty, place, torch.device("cpu"), threads=1)
     few = make_store(tmp_path / "few", [numbered_mel(96)] * 3)
     with pytest.raises(StoreError, match="only 3 clips in 3 tracks"):
         loader(few, batch=4)

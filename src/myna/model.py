@@ -74,6 +74,15 @@ class ModelConfig(BaseModel):
         frames = self.front_end.frames(segment_samples or self.segment_samples)
         return grids_of(self.patches, bands=self.front_end.bands, frames=frames)
 
+    def shaping(self) -> dict[str, Any]:
+        """Return the settings that shape this model: those of a projector or a decoder only if it has one."""
+        idle = {"decoder_dim", "decoder_heads"}
+        if self.decoder_depth:
+            idle = {"projector_hidden", "projector_dim"}
+        elif not self.projector_dim:
+            idle |= {"projector_hidden"}
+        return self.model_dump(exclude=idle)
+
     def flops(self, kind: Kind, *, tokens: int) -> int:
         """Count the matrix-product operations of one sample's forward pass with `tokens` visible tokens.
 

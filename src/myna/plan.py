@@ -32,13 +32,10 @@ class Plan:
     store_on: str
     store_bytes: int
     micro_batch: int | str
+    passes: int  # that micro-batches take
     compile: str
     ranks: int
     seconds_per_step: float
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_per_step * self.steps
 
 
 def memory_estimate(

@@ -29,7 +29,7 @@ class Objective(ABC):
     what is learned from them. `loss` holds what a loss learns and remembers, for checkpoints.
     """
 
-    micro_cost = 1.0  # what a step costs in micro-batches, as a multiple of the undivided one
+    passes = 1  # how often micro-batches are sent through the model
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Step(Objective):
     to know how many `clips` the store has.
     """
 
-    micro_cost = 4 / 3  # a second forward pass
+    passes = 2  # without a graph for the loss of the whole batch, then with one
 
     def _loss_module(self, loss: LossConfig, clips: int) -> nn.Module:
         return ContrastiveLoss(loss, self.config.patches, clips=clips, world=self.world)

@@ -108,8 +108,10 @@ class _Profile:
             self.inner.step()
 
     def _write(self, found: Any) -> None:
-        found.export_chrome_trace(str(self.run / TRACE_FILE))
         ranges = {event.key: event for event in found.key_averages() if event.key in STAGES}
+        if "optimiser" not in ranges:
+            return  # the run ended before a whole step was recorded
+        found.export_chrome_trace(str(self.run / TRACE_FILE))
         steps = ranges["optimiser"].count  # a run may end before so many as were asked for
         times = {name: max(e.cpu_time_total, e.device_time_total) / steps / 1e3 for name, e in ranges.items()}
         lines = [f"{name:<18}{times[name]:10.2f} ms a step" for name in STAGES if name in times]
@@ -222,12 +224,12 @@ class Trainer:
         if init_from is None:
             return build_model(self.settings.model, seed=self.settings.train.seed)
         found = open_model(init_from)
-        theirs, ours = found.config.model_dump(), self.settings.model.model_dump()
+        theirs, ours = found.config.shaping(), self.settings.model.shaping()
         told = {**(found.about.get("init_from") or {}), **found.about}
         self.init_from = {"hash": found.hash, **{name: told[name] for name in ("origin", "file") if name in told}}
-        self.new_projector = ours["projector_dim"] > 0 and theirs["projector_dim"] == 0
-        drawn = {"projector_hidden", "projector_dim"} if self.new_projector else set()
-        differing = sorted(name for name in ours.keys() - drawn if ours[name] != theirs[name])
+        self.new_projector = "projector_hidden" in ours and theirs.get("projector_dim") == 0
+        drawn = {"projector_dim"} if self.new_projector else set()
+        differing = sorted(name for name in (ours.keys() & theirs.keys()) - drawn if ours[name] != theirs[name])
         if differing:
             raise ConfigError(
                 f"The model in {init_from} differs from this run's in {', '.join(differing)}: "
@@ -290,6 +292,7 @@ class Trainer:
             store_on="device" if isinstance(self.loader.rows, DeviceRows) else "host",
             store_bytes=sum(file.nbytes for file in self.store.files),
             micro_batch=self.settings.train.micro_batch,
+            passes=self.gradient.passes,
             compile=self.settings.train.compile,
             ranks=self.world.size,
             seconds_per_step=self._calibrate(),
@@ -321,8 +324,9 @@ class Trainer:
             self.model.zero_grad()
             self._synchronize()
             seconds = min(seconds, time.perf_counter() - begin)
-        passes = 1.0 if isinstance(self.settings.train.micro_batch, str) else step.micro_cost
-        return seconds * passes * local / min(clips, local)
+        # a backward pass costs two forward ones
+        cost = 1.0 if isinstance(self.settings.train.micro_batch, str) else (step.passes + 2) / 3
+        return seconds * cost * local / min(clips, local)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -357,8 +357,12 @@ class Loader:
 def place_rows(store: Store, place: Place, device: torch.device, *, threads: int) -> Rows:
     """Keep a store's frames on the device, or in host memory; `auto`: on a GPU if they take less than 60 % of it.
 
-    Raises StoreError if they were asked onto a device that they do not fit.
+    Raises StoreError if there are none, or if they were asked onto a device that they do not fit.
     """
+    if not len(store):
+        raise StoreError(
+            f"The store {store.path} has no tracks: see `myna errors {store.path}`, and prepare music that can be used."
+        )
     size = sum(file.nbytes for file in store.files)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     if place == "host" or (place == "auto" and (device.type != "cuda" or size > 0.6 * free)):

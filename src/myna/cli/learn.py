@@ -237,6 +237,7 @@ def _train(trainer: Trainer, profile: int) -> int | None:
 def _print_plan(plan: Plan, done: int) -> None:
     tokens = ", ".join(f"{seen} of {whole} {kind}" for kind, (seen, whole) in plan.visible.items())
     left = max(0, plan.steps - done) * plan.seconds_per_step
+    passes = ", in two passes" if plan.passes == 2 else ""
     rows = {
         "model": f"{plan.parameters / 1e6:.1f} M parameters",
         "visible tokens": tokens,
@@ -245,7 +246,7 @@ def _print_plan(plan: Plan, done: int) -> None:
         "device": f"{plan.device}, {plan.precision}, compile {plan.compile}"
         + (f", {plan.ranks} ranks" if plan.ranks > 1 else ""),
         "memory": f"about {plan.memory_bytes / 1e9:.1f} GB"
-        + ("" if plan.micro_batch == "off" else f"; {plan.micro_batch} clips at a time, in two passes"),
+        + ("" if plan.micro_batch == "off" else f"; {plan.micro_batch} clips at a time{passes}"),
         "store": f"{plan.store_bytes / 1e9:.2f} GB, in {plan.store_on} memory",
         "time": f"about {clock(left)} ({plan.seconds_per_step:.2f} s a step)",
     }
