@@ -347,9 +347,7 @@ def test_two_at_once_are_refused(store, tmp_path):
 def test_a_rank_holds_its_share_of_the_patches():
     chosen, needs = settings(patches="square", batch=8), {}
     for ranks in (1, 2):
-        needs[ranks] = plan.memory_estimate(
-            chosen, {"square": 5}, precision="fp32", parameters=0, clips=2, together=True, ranks=ranks
-        )
+        needs[ranks] = plan.memory_estimate(chosen, precision="fp32", parameters=0, clips=2, together=True, ranks=ranks)
     patches = 8 * 2 * 5 * 256 * 4  # clips, views, tokens, values of a patch, bytes
     assert needs[1] - needs[2] == 2 * patches / 2  # two steps' patches at a time
 
@@ -358,8 +356,8 @@ def test_what_fits_is_asked_of_the_whole_auto_encoder(monkeypatch):
     chosen = recipe.override(recipe.get("mae"), {**TINY, "decoder_dim": 4096, "decoder_depth": 4})
     decoder = 4 * 4096 * (4 * chosen.model.decoder_heads * 16 + 2 * 64)
     monkeypatch.setattr(plan, "free_bytes", lambda _: 16 * decoder)  # weights, gradients and Adam of the decoder alone
-    visible, cpu = {"square": 4}, torch.device("cpu")
-    assert plan.fitting_micro_batch(chosen, visible, precision="fp32", device=cpu, world=SOLO) == 1
+    cpu = torch.device("cpu")
+    assert plan.fitting_micro_batch(chosen, precision="fp32", device=cpu, world=SOLO) == 1
 
 
 def test_memory_is_measured_when_the_store_is_in_its_place(store, tmp_path, monkeypatch):

@@ -88,14 +88,23 @@ class ModelConfig(BaseModel):
 
         A masked auto-encoder's decoder takes the whole grid, whatever is visible.
         """
-        encoder = {name: getattr(self, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
         values, whole = patch_of(kind).values, self.grids()[kind].tokens
-        count = forward_flops(tokens=tokens, **encoder) + 2 * tokens * values * self.dim
+        count = forward_flops(tokens=tokens, **self.encoder()) + 2 * tokens * values * self.dim
         if not self.decoder_depth:
             projector = 2 * (self.dim + self.projector_dim) * self.projector_hidden if self.projector_dim else 0
             return count + projector
         ends = 2 * self.decoder_dim * (tokens * self.dim + whole * values)
         return count + forward_flops(tokens=whole, **self.decoder()) + ends
+
+    def encoder(self) -> dict[str, int]:
+        """Return the shape of the encoder."""
+        return {
+            "dim": self.dim,
+            "depth": self.depth,
+            "heads": self.heads,
+            "head_dim": self.head_dim,
+            "mlp_dim": self.mlp_dim,
+        }
 
     def decoder(self) -> dict[str, int]:
         """Return the shape of the decoder; a block's feed-forward part is as wide as the encoder's."""
@@ -141,14 +150,7 @@ class MynaModel(nn.Module):
             self.tokenizers = nn.ModuleDict(
                 {kind: Tokenizer(patch_of(kind).values, config.dim) for kind in config.patches}
             )
-            self.encoder = ViT(
-                dim=config.dim,
-                depth=config.depth,
-                heads=config.heads,
-                head_dim=config.head_dim,
-                mlp_dim=config.mlp_dim,
-                positions=config.positions,
-            )
+            self.encoder = ViT(**config.encoder(), positions=config.positions)
             self._add_head()
         self.grids = config.grids()
         for kind, grid in self.grids.items() if config.positions == "sincos" else ():

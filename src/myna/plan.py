@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from myna.device import free_bytes
-from myna.mask import visible_count
-from myna.patch import Kind, patch_of
+from myna.patch import patch_of
 from myna.rank import World
 from myna.run import Settings
 from myna.view import VIEWS
@@ -40,7 +39,6 @@ class Plan:
 
 def memory_estimate(
     settings: Settings,
-    visible: dict[Kind, int],
     *,
     precision: str,
     parameters: int,
@@ -51,10 +49,9 @@ def memory_estimate(
     """Estimate the peak bytes of a step on one rank: weights, gradients, Adam, the rank's share of the batch's patches
     (two steps' of them), and the activations of `clips` clips.
     """
-    model, size = settings.model, 2 if precision == "bf16" else 4
+    model, visible, size = settings.model, settings.visible(), 2 if precision == "bf16" else 4
     tokens = clips * VIEWS * (sum(visible.values()) if together else max(visible.values()))
-    shape = {name: getattr(model, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
-    activations, read = tokens * _kept_bytes(**shape, size=size), visible
+    activations, read = tokens * _kept_bytes(**model.encoder(), size=size), visible
     if model.decoder_depth:  # which sees every token, as the loader reads every patch
         read = {kind: grid.tokens for kind, grid in model.grids().items()}
         tokens = clips * VIEWS * (sum(read.values()) if together else max(read.values()))
@@ -75,20 +72,16 @@ def _kept_bytes(*, dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int
     return depth * (kept * size + residual)
 
 
-def fitting_micro_batch(
-    settings: Settings, visible: dict[Kind, int], *, precision: str, device: torch.device, world: World
-) -> int:
+def fitting_micro_batch(settings: Settings, *, precision: str, device: torch.device, world: World) -> int:
     """Return how many clips fit at once by the estimate, or 0 if this rank's whole share of the batch does."""
     local = settings.train.batch // world.size
     free = free_bytes(device) // (world.size if device.type == "cpu" else 1)
     together = device.type == "cuda" or world.size > 1
     model = settings.model
-    shape = {name: getattr(model, name) for name in ("dim", "depth", "heads", "head_dim", "mlp_dim")}
-    parameters = _block_weights(**shape) + (_block_weights(**model.decoder()) if model.decoder_depth else 0)
+    parameters = _block_weights(**model.encoder()) + (_block_weights(**model.decoder()) if model.decoder_depth else 0)
     clips = local
     while clips > 1 and 0.8 * free < memory_estimate(
         settings,
-        visible,
         precision=precision,
         parameters=parameters,
         clips=clips,
@@ -101,8 +94,7 @@ def fitting_micro_batch(
 
 def pick_attention(settings: Settings, device: torch.device, precision: str, compiled: str) -> str:
     """Return the fastest form of attention for the visible tokens, forward and backward, measured as it will run."""
-    model, grids = settings.model, settings.model.grids()
-    tokens = max(visible_count(grid.tokens, settings.view.mask_ratio) for grid in grids.values())
+    model, tokens = settings.model, max(settings.visible().values())
     shape = (min(settings.train.batch, 4096) * VIEWS, tokens, 3, model.heads, model.head_dim)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     qkv = torch.randn(shape, device=device, dtype=kind, requires_grad=True)

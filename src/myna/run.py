@@ -13,7 +13,9 @@ from myna.device import Precision
 from myna.disk import write_text
 from myna.errors import RunError
 from myna.loss import LossConfig
+from myna.mask import visible_count
 from myna.model import ModelConfig
+from myna.patch import Kind
 from myna.step import Compile
 from myna.store import Store
 from myna.view import Place, ViewConfig
@@ -62,6 +64,11 @@ class Settings(BaseModel):
     view: ViewConfig = ViewConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+
+    def visible(self) -> dict[Kind, int]:
+        """Return how many tokens of a view stay visible, for each patch kind."""
+        grids, ratio = self.model.grids(), self.view.mask_ratio
+        return {kind: visible_count(grid.tokens, ratio) for kind, grid in grids.items()}
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:

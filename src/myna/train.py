@@ -25,7 +25,6 @@ from myna.errors import CheckpointError, ConfigError, RunError
 from myna.hub import open_model
 from myna.lock import only_writer
 from myna.mae import build_model
-from myna.mask import visible_count
 from myna.model import MynaModel
 from myna.patch import Kind
 from myna.plan import Plan, fitting_micro_batch, memory_estimate, pick_attention
@@ -181,14 +180,12 @@ class Trainer:
 
     def _resolved(self, settings: Settings) -> Settings:
         """Decide what was left to `auto`, the same on every rank."""
-        config, kinds = settings.train, dict.fromkeys(settings.model.patches, 0)
+        config = settings.train
         low = pick_precision(config.precision, self.device) == "bf16"
         precision = "bf16" if self.world.first(int(low), self.device) else "fp32"
         micro: int | str = config.micro_batch
         if micro == "auto":
-            grids = settings.model.grids()
-            visible = {kind: visible_count(grids[kind].tokens, settings.view.mask_ratio) for kind in kinds}
-            fitting = fitting_micro_batch(settings, visible, precision=precision, device=self.device, world=self.world)
+            fitting = fitting_micro_batch(settings, precision=precision, device=self.device, world=self.world)
             micro = self.world.first(fitting, self.device) or "off"
         compiled = config.compile
         if compiled == "auto":
@@ -275,12 +272,11 @@ class Trainer:
 
     def plan(self) -> Plan:
         """Measure a few small steps and say what the whole run will take."""
-        visible = self._visible()
         parameters = parameter_count(self.model)
         precision = self.settings.train.precision
         return Plan(
             parameters=parameters,
-            visible={kind: (count, self.loader.grids[kind].tokens) for kind, count in visible.items()},
+            visible={kind: (count, self.loader.grids[kind].tokens) for kind, count in self.settings.visible().items()},
             clips=len(self.loader.clips),
             tracks=self.loader.clips.tracks,
             hours=self.store.hours,
@@ -288,7 +284,7 @@ class Trainer:
             steps=self.steps,
             device=str(self.device),
             precision=precision,
-            memory_bytes=self._memory(visible, parameters),
+            memory_bytes=self._memory(parameters),
             store_on="device" if isinstance(self.loader.rows, DeviceRows) else "host",
             store_bytes=sum(file.nbytes for file in self.store.files),
             micro_batch=self.settings.train.micro_batch,
@@ -298,11 +294,10 @@ class Trainer:
             seconds_per_step=self._calibrate(),
         )
 
-    def _memory(self, visible: dict[Kind, int], parameters: int) -> int:
+    def _memory(self, parameters: int) -> int:
         micro, local = self.settings.train.micro_batch, self.settings.train.batch // self.world.size
         return memory_estimate(
             self.settings,
-            visible,
             precision=self.settings.train.precision,
             parameters=parameters,
             clips=local if isinstance(micro, str) else min(micro, local),
@@ -441,17 +436,13 @@ class Trainer:
             speed["share_of_peak"] = speed["tflops"] * 1e12 / peak / self.world.size
         return {"step": self.step, "epoch": round(epoch, 4), **row, **{k: round(v, 4) for k, v in speed.items()}}
 
-    def _visible(self) -> dict[Kind, int]:
-        ratio = self.settings.view.mask_ratio
-        return {kind: visible_count(grid.tokens, ratio) for kind, grid in self.loader.grids.items()}
-
     def _tokens_per_clip(self) -> int:
-        return VIEWS * sum(self._visible().values())
+        return VIEWS * sum(self.settings.visible().values())
 
     def _flops_per_clip(self) -> int:
         """Count the operations of a clip that the method needs: forward, and twice that backward."""
         config = self.settings.model
-        return 3 * VIEWS * sum(config.flops(kind, tokens=tokens) for kind, tokens in self._visible().items())
+        return 3 * VIEWS * sum(config.flops(kind, tokens=tokens) for kind, tokens in self.settings.visible().items())
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and remove the oldest beyond `keep`."""

@@ -302,14 +302,10 @@ class Loader:
             )
         for grid in grids.values():  # now, and not in a thread at the first step
             mask.check(config.mask_policy, grid=grid, visible=mask.visible_count(grid.tokens, config.mask_ratio))
-        self._steps = self.clips.steps(batch)
+        self.steps_per_epoch = self.clips.steps(batch)
         self.config, self.grids, self.batch, self.seed = config, grids, batch, seed
         self.slice = slice(*slice_.indices(batch))
         self._orders: dict[int, Tensor] = {}  # epoch → the clips of its steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._steps
 
     def clip_numbers(self, step: int) -> Int[Tensor, " batch"]:
         """Return which clips the whole batch of this step holds."""
