@@ -1,5 +1,8 @@
 import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import mutagen
 import numpy as np
@@ -174,6 +177,58 @@ def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     ours, theirs = (read_library(path)[0].drop_columns(["embedding"]) for path in (out, fresh))
     assert ours.equals(theirs)
     np.testing.assert_allclose(*(embeddings_of(read_library(path)[0]) for path in (out, fresh)), atol=1e-5)
+
+
+CRASHING = """
+import os
+import av
+
+def crash(name, *arguments, open=av.open, **options):
+    return os.abort() if "deadly" in str(name) else open(name, *arguments, **options)
+
+av.open = crash
+"""
+
+
+def test_files_that_crash_the_decoder_are_found_by_asking_again(folder, tmp_path):
+    """Such as AIFF of 8 channels with a layout, over which FFmpeg frees memory twice."""
+    for name in ("deadly 1.wav", "deadly 2.wav"):
+        write_audio(folder / name, music(4.0, 16_000), 16_000)
+    (tmp_path / "sitecustomize.py").write_text(CRASHING)  # which every Python process runs first
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nimport test_library\nfrom myna.track import find_tracks\n"
+        "test_library.embed_library(test_library.model(), find_tracks([sys.argv[1]]), sys.argv[2], workers=1)\n"
+    )
+    out = tmp_path / "l.parquet"
+    command = [sys.executable, program, folder, out]
+    paths = os.pathsep.join([str(tmp_path), os.path.dirname(__file__), *sys.path])
+    ends = []
+    while not ends or ends[-1] < 0:
+        assert len(ends) < 5, f"it never ends: {ends}"
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+        ends.append(done.returncode)
+    assert ends == [-signal.SIGABRT, -signal.SIGABRT, 0], done.stderr
+    table, _ = read_library(out)
+    reasons = {os.path.basename(row["path"]): row["reason"] for row in table.to_pylist()}
+    assert len(reasons) == 6
+    for name in ("deadly 1.wav", "deadly 2.wav"):
+        assert reasons[name] == "decoding it ends the process (signal 6)"
+    summary = embed(folder, out)  # they are not tried again, here where nothing crashes, until they change
+    assert (summary.new, summary.reused, len(summary.failed)) == (0, 3, 3)
+    os.utime(folder / "deadly 1.wav")
+    summary = embed(folder, out)
+    assert (summary.new, summary.reused, len(summary.failed)) == (1, 3, 2)
+
+
+def test_an_error_leaves_no_file_under_suspicion(folder, tmp_path, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(folder, tmp_path / "l.parquet", on_track=lambda s: s.new and stop(s))
+    monkeypatch.setattr(library, "why_fatal", lambda path: pytest.fail(f"{path} was tried by itself"))
+    embed(folder, tmp_path / "l.parquet")
 
 
 def test_parts_of_a_run_killed_at_its_very_end_are_not_doubled(folder, tmp_path):

@@ -6,6 +6,8 @@ and makes stereo 3 dB louder.
 
 import math
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +91,21 @@ def load(path: str | Path, rate_hz: int = RATE_HZ) -> Waveform:
             return Waveform(np.concatenate(list(stream)), rate_hz)
     except AudioError as error:
         raise AudioError(f"{path} cannot be used: {error}.") from None
+
+
+FATAL = "decoding it ends the process"
+
+
+def why_fatal(path: str | Path) -> str | None:
+    """Decode a file in a process of its own, and say how it ended that process; None if it did not.
+
+    FFmpeg can crash on a rare or damaged file, and takes along whoever called it.
+    """
+    program = "import sys; from myna.audio import AudioStream\nwith AudioStream(sys.argv[1]) as s: [0 for _ in s]"
+    done = subprocess.run([sys.executable, "-c", program, path], stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode in (0, 1):  # 1: an exception, which its caller will see
+        return None
+    return f"{FATAL} ({f'signal {-done.returncode}' if done.returncode < 0 else f'exit code {done.returncode}'})"
 
 
 def resample(samples: Float32[np.ndarray, " samples"], from_hz: int, to_hz: int) -> Float32[np.ndarray, " out"]:

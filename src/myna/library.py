@@ -7,8 +7,10 @@ is stopped goes on where it was; the table itself is written last, whole.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
+from myna.audio import FATAL, why_fatal
 from myna.disk import replacing
 from myna.embedder import Embedding, Myna
 from myna.errors import AudioError, ConfigError, StoreError
@@ -26,6 +29,7 @@ from myna.track import Track, content_hash, read_tags, track_name
 
 FORMAT, VERSION = "myna-library", 1
 PART_SECONDS = 20.0  # at most so much work is lost to a kill
+Result = tuple[Track, Embedding | AudioError]
 Key = tuple[str, int, int]  # path, size in bytes, time of last change in ns: what tells that a file is unchanged
 
 
@@ -90,9 +94,10 @@ def embed_library(
 ) -> Summary:
     """Embed tracks into a Parquet file, reusing what it or an interrupted run already holds.
 
-    A file that is unchanged, moved or retagged is not embedded again. Rows of files that are not among `tracks` stay as
-    long as the file is there. Raises StoreError if `out` was made with another
-    model or other settings, and ConfigError for a track that is a stretch of its file.
+    A file that is unchanged, moved or retagged is not embedded again. One that crashed the process is found
+    when the same is asked again, and listed as failed until it changes. Rows of files that are not among `tracks` stay
+    as long as the file is there. Raises StoreError if `out` was made with another model or other settings, and
+    ConfigError for a track that is a stretch of its file.
     """
     path = Path(out)
     if any(track.stretch for track in tracks):
@@ -101,16 +106,18 @@ def embed_library(
     described = schema(model.dim, about(model, windows=windows, hop_s=hop_s))
     with only_writer("embed", path, lock=path.with_name(f".{path.name}.lock")):
         known = _known(path, parts, described)
-        kept, todo, summary = _plan(tracks, known)
-        if on_track:
-            on_track(summary)
         parts.mkdir(parents=True, exist_ok=True)
-        writer = Parts(parts, described)
-        for number, result in model.stream((track.path for track in todo), hop_s=hop_s, workers=workers):
-            writer.add(_rows(todo[number], result, windows=windows))
-            _count(summary, todo[number], result)
+        with Opened(parts / "opened.txt") as opened:
+            kept, todo, fatal, summary = _plan(tracks, known, opened)
             if on_track:
                 on_track(summary)
+            writer = Parts(parts, described)
+            with closing(_results(model, todo, opened, hop_s=hop_s, workers=workers)) as results:
+                for track, result in chain(fatal, results):
+                    writer.add(_rows(track, result, windows=windows))
+                    _count(summary, track, result)
+                    if on_track:
+                        on_track(summary)
         writer.flush()
         table = pa.concat_tables([kept, *(pq.read_table(file) for file in writer.written)]).sort_by(
             [("path", "ascending"), ("start_s", "ascending")]
@@ -170,8 +177,14 @@ def _known(path: Path, parts: Path, described: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _plan(tracks: list[Track], known: pa.Table) -> tuple[pa.Table, list[Track], Summary]:
-    """Split tracks into rows that can be kept, and tracks to embed. Failed files are tried again."""
+def _plan(
+    tracks: list[Track], known: pa.Table, opened: "Opened"
+) -> tuple[pa.Table, list[Track], list[Result], Summary]:
+    """Split tracks into rows that can be kept, tracks to embed, and such as end the process that decodes them.
+
+    Failed files are tried again, but the last kind only if they have changed.
+    """
+    is_fatal = _known_to_be_fatal(known)
     known = known.filter(pc.not_equal(known["status"], "failed"))
     keys = zip(*(known[name].to_pylist() for name in ("path", "size_bytes", "mtime_ns")), strict=True)
     rows_of: dict[Key, list[int]] = {}
@@ -180,7 +193,7 @@ def _plan(tracks: list[Track], known: pa.Table) -> tuple[pa.Table, list[Track], 
     rows_of_content: dict[str, list[int]] = {}
     for rows in rows_of.values():
         rows_of_content.setdefault(known["content_hash"][rows[0]].as_py(), rows)
-    summary, kept, moved, todo = Summary(len(tracks)), [], [], []
+    summary, kept, moved, todo, fatal = Summary(len(tracks)), [], [], [], []
     named = {track_name(track.path) for track in tracks}
     for (path, _, _), rows in rows_of.items():
         if path not in named and Path(path).exists():
@@ -190,13 +203,36 @@ def _plan(tracks: list[Track], known: pa.Table) -> tuple[pa.Table, list[Track], 
         key = _key(track.path)
         if key in rows_of:
             kept += rows_of[key]
-        elif rows_of and (rows := rows_of_content.get(_hash(track.path))):
+        elif reason := is_fatal.get(key) or (opened.left & {track_name(track.path)} and why_fatal(track.path)):
+            fatal.append((track, AudioError(reason)))
+            continue
+        elif rows_of and (rows := rows_of_content.get(_hash(track.path, opened))):
             moved.append(_renamed(known.take(rows), track.path))
         else:
             todo.append(track)
             continue
         summary.reused += 1
-    return pa.concat_tables([known.take(pa.array(kept, pa.int64())), *moved]), todo, summary
+    return pa.concat_tables([known.take(pa.array(kept, pa.int64())), *moved]), todo, fatal, summary
+
+
+def _known_to_be_fatal(known: pa.Table) -> dict[Key | None, str]:
+    rows = known.filter(pc.fill_null(pc.starts_with(known["reason"], FATAL), False)).to_pylist()
+    return {(row["path"], row["size_bytes"], row["mtime_ns"]): row["reason"] for row in rows}
+
+
+def _results(
+    model: Myna, tracks: list[Track], opened: "Opened", *, hop_s: float | None, workers: int | None
+) -> Generator[Result, None, None]:
+    """Embed tracks, yielding each as it is done."""
+
+    def telling() -> Generator[Path, None, None]:
+        for track in tracks:
+            opened.begin(track.path)
+            yield track.path
+
+    for number, result in model.stream(telling(), hop_s=hop_s, workers=workers):
+        opened.end(tracks[number].path)
+        yield tracks[number], result
 
 
 def _key(path: Path) -> Key | None:
@@ -207,11 +243,14 @@ def _key(path: Path) -> Key | None:
     return track_name(path), status.st_size, status.st_mtime_ns
 
 
-def _hash(path: Path) -> str | None:
+def _hash(path: Path, opened: "Opened") -> str | None:
+    opened.begin(path)
     try:
         return content_hash(path)
     except AudioError:
         return None
+    finally:
+        opened.end(path)
 
 
 def _renamed(rows: pa.Table, path: Path) -> pa.Table:
@@ -277,3 +316,35 @@ class Parts:
             self.written.append(path)
             self.rows = []
         self.since = time.monotonic()
+
+
+class Opened:
+    """The names of files that are being read, on disk: after a crash, one that is `left` may have caused it.
+
+    A name is written when reading begins, and again when it ends, however it ends unless the process dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now, self.left = path, set(), set()
+        for name in path.read_bytes().split(b"\0") if path.exists() else ():
+            self.left ^= {name.decode(errors="surrogateescape")}
+
+    def __enter__(self) -> "Opened":
+        self.file = open(self.path, "ab", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in list(self.now):
+            self.end(path)
+        self.file.close()
+
+    def begin(self, path: Path) -> None:
+        self.now.add(path)
+        self._write(path)
+
+    def end(self, path: Path) -> None:
+        self.now.discard(path)
+        self._write(path)
+
+    def _write(self, path: Path) -> None:
+        self.file.write(track_name(path).encode(errors="surrogateescape") + b"\0")
