@@ -66,6 +66,30 @@ main(sys.argv[1:])
 """
 
 
+# ranks of which first one fails to connect, then the other
+CONNECT = """
+import sys, torch
+import torch.distributed as dist
+from myna.rank import join
+real, calls = dist.init_process_group, []
+
+def failing(*arguments, rank, **options):
+    calls.append(rank)
+    if len(calls) == 1 and rank == 0:  # which leaves the other waiting
+        raise RuntimeError("Gloo connectFullMesh failed")
+    real(*arguments, rank=rank, **options)
+    if len(calls) == 2 and rank == 1:  # the other one is connected
+        dist.destroy_process_group()
+        raise RuntimeError("Gloo connectFullMesh failed")
+
+dist.init_process_group = failing
+with join(torch.device("cpu")) as world:
+    total = world.sum(torch.tensor(10.0 ** world.rank))
+    if world.is_main:
+        print(total.item(), len(calls))
+"""
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("rank") / "store", random_mels(24, 130))
@@ -82,6 +106,12 @@ def torchrun(ranks: int, code: str, *arguments, tmp_path, restarts: int = 8) -> 
 def run(command: list[str]) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MYNA_PATIENCE_S": PATIENCE_S}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
+
+
+def test_ranks_that_fail_to_connect_try_again_together(tmp_path):
+    ran = run(torchrun(2, CONNECT, tmp_path=tmp_path, restarts=0))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.split() == ["11.0", "3"]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

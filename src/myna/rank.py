@@ -16,10 +16,13 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
+from torch.distributed.rendezvous import rendezvous
 
 from myna.errors import ConfigError, RunError
 
 PATIENCE_S = 600.0  # how long a rank waits for the others before it takes them for lost, unless MYNA_PATIENCE_S says
+CONNECTING, ATTEMPTS = timedelta(seconds=4), 20
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def join(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(device)
     patience = timedelta(seconds=float(os.environ.get("MYNA_PATIENCE_S", PATIENCE_S)))
     with _mortal():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        _connect("nccl" if device.type == "cuda" else "gloo", patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
         # DistributedDataParallel keeps gloo's threads alive for longer than its group. One that still drops the last
@@ -131,6 +134,36 @@ def join(device: torch.device) -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _connect(backend: str, patience: timedelta) -> None:
+    """Connect the ranks as soon as all of them have started.
+
+    On a crowded machine gloo now and then does not connect two ranks that are there, and waits five times its timeout
+    before it says so. So it gets a short one, and the ranks tell each other by their store whether to try again.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    for attempt in range(ATTEMPTS):
+        tried = dist.PrefixStore(f"attempt {attempt}", store)
+        _answers(tried, "here", True, rank, size)
+        failure = None
+        try:
+            dist.init_process_group(backend, store=tried, rank=rank, world_size=size, timeout=CONNECTING)
+        except RuntimeError as error:
+            failure = error
+        if all(_answers(tried, "connected", failure is None, rank, size)):
+            _set_pg_timeout(patience)
+            return
+        if failure is None:
+            dist.destroy_process_group()
+        _world.group_count = 0  # which names the group: those that failed have counted it, and the others no longer
+    raise RunError(f"The {size} ranks could not be connected in {ATTEMPTS} attempts: start the same command again.")
+
+
+def _answers(store: dist.Store, question: str, answer: bool, rank: int, size: int) -> list[bool]:
+    """Answer a question, and return what every rank answers; waits for the last of them."""
+    store.set(f"{question} {rank}", str(answer))
+    return [store.get(f"{question} {other}") == b"True" for other in range(size)]
 
 
 @contextmanager
