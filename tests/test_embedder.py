@@ -132,6 +132,13 @@ def test_a_whole_track_is_one_pass(files, positions, patches):
         np.testing.assert_allclose(found.vector, wanted, atol=1e-5)
 
 
+def test_no_part_of_a_track_is_too_short_for_a_patch():
+    """Two halves of a track that is a little longer than the shortest window would be."""
+    one = Myna(small(), whole=True, window_samples=15 * 512, precision="fp32")
+    found = one.encode(music(1, RATE, channels=1)[: 16 * 512, 0], rate_hz=RATE, windows=True)
+    assert found.embeddings.shape == (1, one.dim)
+
+
 def test_a_track_beyond_the_limit_is_cut_evenly(files):
     samples = load(files[0]).samples  # 11 s
     found = Myna(small(), whole=True, window_samples=5 * RATE, precision="fp32").encode(files[0], windows=True)
