@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 import machine
 from myna import recipe
+from myna.contrast import contrastive
 from myna.device import peak_flops
-from myna.loss import LossConfig, contrastive
+from myna.loss import LossConfig
 from myna.model import MynaModel
 from myna.patch import PATCHES
 from myna.run import Settings

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader
 import machine
 import plain
 from myna import recipe
+from myna.contrast import contrastive
 from myna.device import pick_precision
-from myna.loss import contrastive
 from myna.mask import visible_count
 from myna.model import MynaModel
 from myna.run import Settings

@@ -23,7 +23,7 @@ import torch
 
 import machine
 from myna import recipe
-from myna.loss import contrastive
+from myna.contrast import contrastive
 from myna.model import MynaModel
 from myna.run import Settings, read_metrics
 from myna.step import Step
