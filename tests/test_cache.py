@@ -109,6 +109,15 @@ def test_a_changed_file_and_another_stretch_are_embedded_anew(task, tmp_path):
     assert ear.asked == 3
 
 
+def test_what_a_changed_file_held_is_dropped(task, tmp_path):
+    for _ in range(3):
+        embed_task(Peer("ear", Ear()), task, tmp_path / "kept")
+        for item in task.items:
+            os.utime(item.path, ns=(0, item.path.stat().st_mtime_ns + 1))
+    (file,) = (tmp_path / "kept").glob("*.parquet")
+    assert pq.read_table(file).num_rows == 6
+
+
 def test_another_version_of_the_task_is_computed_anew(task, tmp_path):
     embed_task(Peer("ear", Ear()), task, tmp_path)
     ear = Ear()

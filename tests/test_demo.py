@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from myna import demo as module
+from myna import library
 from myna.demo import demo
 from myna.errors import ConfigError
 from myna.exam import compose
@@ -44,7 +45,7 @@ def test_the_page_names_the_patches_of_the_model(heard, tmp_path):
 def test_what_no_demo_made_is_left_alone(heard, tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "precious").write_text("weeks of work")
-    with pytest.raises(ConfigError, match=f"holds {name} and no demo.json.*another folder with -o"):
+    with pytest.raises(ConfigError, match=f"holds {name} and no demo.json, which a demo leaves"):
         demo(tmp_path, music=heard, overrides=TINY)
     assert [path.name for path in tmp_path.rglob("*")] == [name, "precious"]
 
@@ -66,6 +67,34 @@ def test_a_run_is_kept_when_the_music_has_changed(heard, tmp_path):
     with pytest.raises(ConfigError, match=r"is not what .*run was trained on: remove .*run to train anew"):
         demo(tmp_path / "demo", music=grown, overrides=TINY)
     assert contents(tmp_path / "demo" / "run") == before
+
+
+def test_a_file_that_crashed_the_process_is_remembered(heard, tmp_path, monkeypatch):
+    demo(tmp_path, music=heard, overrides=TINY)
+    (tmp_path / "library.parquet.parts").mkdir()
+    (tmp_path / "library.parquet.parts" / "opened.txt").write_bytes(f"+{heard / '0.flac'}\0".encode())
+    tried = []
+    monkeypatch.setattr(library, "why_fatal", lambda path: tried.append(path))
+    demo(tmp_path, music=heard, overrides=TINY)
+    assert tried == [heard / "0.flac"]
+
+
+@pytest.mark.parametrize("claim", ["", "[1]", "{"])
+def test_a_damaged_claim_is_one_sentence(heard, tmp_path, claim):
+    (tmp_path / "demo.json").write_text(claim)
+    with pytest.raises(ConfigError, match=r"demo.json is damaged: give another folder"):
+        demo(tmp_path, music=heard, overrides=TINY)
+
+
+def test_a_file_is_no_folder(heard, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        demo(tmp_path / "out", music=heard, overrides=TINY)
+
+
+def test_music_is_the_same_however_it_is_spelt(heard, tmp_path):
+    demo(tmp_path, music=heard, overrides=TINY)
+    demo(tmp_path, music=heard / ".." / heard.name, overrides=TINY)
 
 
 def test_songs_are_composed_once_and_anew_for_another_seed(tmp_path):

@@ -1,6 +1,8 @@
 """What is written is there whole, or as it was before."""
 
+import errno
 import os
+import stat
 
 import pytest
 
@@ -56,6 +58,19 @@ def test_a_stop_while_folders_change_places_leaves_one(tmp_path, monkeypatch, af
     assert (tmp_path / "f" / "a").read_text() == ("old" if after == 1 else "new")
     write_folder(tmp_path / "f", lambda folder: (folder / "a").write_text("newer") and None)
     assert names(tmp_path) == ["f"]
+
+
+def test_a_file_system_that_flushes_no_folders_will_do(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def refuse(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text(tmp_path / "t", "whole")
+    assert (tmp_path / "t").read_text() == "whole"
 
 
 def test_a_folder_does_not_take_a_files_place(tmp_path):

@@ -139,6 +139,11 @@ def test_no_part_of_a_track_is_too_short_for_a_patch():
     assert found.embeddings.shape == (1, one.dim)
 
 
+def test_whole_tracks_of_patches_one_frame_wide():
+    one = Myna(small("128x1"), whole=True, precision="fp32")
+    assert one.encode(music(4, RATE, channels=1)[:, 0], rate_hz=RATE, windows=True).embeddings.shape == (1, one.dim)
+
+
 def test_a_track_beyond_the_limit_is_cut_evenly(files):
     samples = load(files[0]).samples  # 11 s
     found = Myna(small(), whole=True, window_samples=5 * RATE, precision="fp32").encode(files[0], windows=True)

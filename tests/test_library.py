@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from myna import Myna, library
+from myna.audio import FATAL, why_fatal
 from myna.errors import RunError, StoreError
 from myna.library import embed_library, embeddings_of, nearest, read_library
 from myna.model import ModelConfig, MynaModel
@@ -213,12 +214,39 @@ def test_files_that_crash_the_decoder_are_found_by_asking_again(folder, tmp_path
     reasons = {os.path.basename(row["path"]): row["reason"] for row in table.to_pylist()}
     assert len(reasons) == 6
     for name in ("deadly 1.wav", "deadly 2.wav"):
-        assert reasons[name] == "decoding it ends the process (signal 6)"
+        assert reasons[name] == "decoding it ends the process (exit code -6)"
     summary = embed(folder, out)  # they are not tried again, here where nothing crashes, until they change
     assert (summary.new, summary.reused, len(summary.failed)) == (0, 3, 3)
     os.utime(folder / "deadly 1.wav")
     summary = embed(folder, out)
     assert (summary.new, summary.reused, len(summary.failed)) == (1, 3, 2)
+
+
+def test_a_file_that_crashes_stays_known_when_others_are_named(folder, tmp_path, monkeypatch):
+    out = tmp_path / "l.parquet"
+    parts = tmp_path / "l.parquet.parts"
+    parts.mkdir()
+    (parts / "opened.txt").write_bytes(f"+{folder / 'a.wav'}\0".encode())
+    monkeypatch.setattr(library, "why_fatal", lambda _: "decoding it ends the process (exit code -6)")
+    assert "ends the process" in embed(folder, out).failed[str(folder / "a.wav")]
+    embed_library(model(), find_tracks([folder / "b.mp3"]), out)
+    monkeypatch.setattr(library, "why_fatal", lambda path: pytest.fail(f"{path} is known"))
+    assert "ends the process" in embed(folder, out).failed[str(folder / "a.wav")]
+
+
+def test_only_a_crash_is_held_against_a_file(folder, tmp_path, monkeypatch):
+    (tmp_path / "av.py").write_text("raise SystemExit('a module of the folder that one happens to be in')")
+    monkeypatch.chdir(tmp_path)
+    kills = "import os, signal, sys; sys.argv[1:] and os.kill(os.getpid(), signal.{})"
+    for name, found in (("SIGKILL", None), ("SIGTERM", None), ("SIGSEGV", f"{FATAL} (exit code -11)")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sitecustomize.py").write_text(kills.format(name))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / name), *filter(None, sys.path)]))
+        assert why_fatal(folder / "a.wav") == found
+    (tmp_path / "SIGSEGV" / "sitecustomize.py").write_text(CRASHING)
+    shutil.copy(folder / "a.wav", folder / "deadly.wav")
+    assert why_fatal(folder / "deadly.wav") == f"{FATAL} (exit code -6)"
+    assert why_fatal(folder / "a.wav") is None
 
 
 def test_an_error_leaves_no_file_under_suspicion(folder, tmp_path, monkeypatch):

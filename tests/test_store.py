@@ -385,6 +385,17 @@ def test_an_open_store_keeps_its_music(tmp_path, killed):
             np.testing.assert_allclose(store.mel(track), mel(seed), rtol=0.002)
 
 
+def test_a_deleted_manifest_takes_no_music_from_who_reads_it(tmp_path):
+    """Which is what a damaged one's error tells to do."""
+    reader = make(tmp_path / "s", [("/a", "h1"), ("/b", "h2")])
+    part = Part(tmp_path / "s", SMALL)
+    part.manifest_path.unlink()
+    part.begin(part.known())
+    part.finish(manifest_table(write(part, [("/c", "h3")])))
+    np.testing.assert_allclose(reader.mel(1), mel(2), rtol=0.002)
+    np.testing.assert_allclose(Store.open(tmp_path / "s").mel(0), mel(3), rtol=0.002)
+
+
 def test_a_store_travels_to_worker_processes_by_name(tmp_path):
     store = make(tmp_path / "s", [("/a", "h1")])
     sent = pickle.dumps(store)

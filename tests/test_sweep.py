@@ -157,6 +157,16 @@ def test_shorter_runs_that_are_wanted_later_leave_a_longer_one_as_it_is(tmp_path
     assert [short.scores, longer.scores] == [fresh.record(Run("a", "base", n)).scores for n in (16, 32)]
 
 
+def test_a_chain_whose_first_run_is_gone_keeps_the_others(tmp_path, store):
+    one, runs = bench(tmp_path, store), tmp_path / "b" / "runs"
+    one.record(Run("a", "base", 48))
+    (first,) = runs.iterdir()
+    first.rename(first.with_name(f"{first.name}-1"))
+    short = one.record(Run("a", "base", 16))
+    assert short.scores == bench(tmp_path / "fresh", store).record(Run("a", "base", 16)).scores
+    assert len(list(runs.iterdir())) == 2
+
+
 def test_a_record_cut_short_is_done_again_and_a_finished_training_is_not(tmp_path, store):
     one = bench(tmp_path, store)
     done = one.record(Run("a", "base", 16))

@@ -243,6 +243,18 @@ def test_torchruns_restart_of_a_run_from_weights_resumes_it(store, tmp_path, mon
     assert Trainer(store, tmp_path / "run", settings(steps=4), init_from=first).step == 4
 
 
+def test_torchruns_restart_of_a_run_that_died_before_it_had_saved_them_begins_from_the_weights(
+    store, tmp_path, monkeypatch
+):
+    first = _trained(store, tmp_path / "first", steps=2)
+    Trainer(store, tmp_path / "whole", settings(steps=4), init_from=first).train()
+    Trainer(store, tmp_path / "run", settings(steps=4), init_from=first).train()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    Trainer(store, tmp_path / "run", settings(steps=4), init_from=first).train()
+    assert open_checkpoint(tmp_path / "run").hash == open_checkpoint(tmp_path / "whole").hash
+
+
 def test_a_non_finite_loss_stops_and_the_last_checkpoint_stands(store, tmp_path):
     Trainer(store, tmp_path / "run", settings(steps=4)).train()
     before = files_of(tmp_path / "run")

@@ -5,6 +5,7 @@ and makes stereo 3 dB louder.
 """
 
 import math
+import signal
 import stat
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def load(path: str | Path, rate_hz: int = RATE_HZ) -> Waveform:
 
 
 FATAL = "decoding it ends the process"
+CRASHES = {getattr(signal, name, None) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")}
+CRASHES_OF_WINDOWS = 0xC0000000  # and above: exit codes that no program chooses
 
 
 def why_fatal(path: str | Path) -> str | None:
@@ -101,11 +104,15 @@ def why_fatal(path: str | Path) -> str | None:
 
     FFmpeg can crash on a rare or damaged file, and takes along whoever called it.
     """
-    program = "import sys; from myna.audio import AudioStream\nwith AudioStream(sys.argv[1]) as s: [0 for _ in s]"
+    program = (
+        "import sys; sys.path[:] = [path for path in sys.path if path]\n"  # what lies in this folder is no module
+        "from myna.audio import AudioStream\n"
+        "with AudioStream(sys.argv[1]) as stream: [0 for _ in stream]"
+    )
     done = subprocess.run([sys.executable, "-c", program, path], stdin=subprocess.DEVNULL, capture_output=True)
-    if done.returncode in (0, 1):  # 1: an exception, which its caller will see
-        return None
-    return f"{FATAL} ({f'signal {-done.returncode}' if done.returncode < 0 else f'exit code {done.returncode}'})"
+    if -done.returncode in CRASHES or done.returncode >= CRASHES_OF_WINDOWS:  # else somebody may have killed it
+        return f"{FATAL} (exit code {done.returncode})"
+    return None
 
 
 def resample(samples: Float32[np.ndarray, " samples"], from_hz: int, to_hz: int) -> Float32[np.ndarray, " out"]:

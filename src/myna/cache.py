@@ -76,7 +76,10 @@ def embed_task(
     items = {item_key(item): item for item in task.items}
     failed: dict[str, str] = {}
     with only_writer("evaluate", path, lock=path.with_name(f".{path.name}.lock")):
-        known = _known(path, parts, about)  # also of items that this task does not have: they stay in the file
+        known = _known(path, parts, about)
+        sounds = {_sound(key): key for key in items}
+        # what the task does not have now stays in the file, but not what a file held before it changed
+        known = {key: row for key, row in known.items() if sounds.get(_sound(key), key) == key}
         todo = [key for key in items if key not in known]
         if todo:
             results = peer.embed_items([items[key] for key in todo], workers=workers)
@@ -122,6 +125,12 @@ def item_key(item: Item) -> str:
     except OSError:
         size = time = 0
     return json.dumps([item.id, item.path.name, size, time, item.start_s, item.length_s])
+
+
+def _sound(key: str) -> tuple[str | float | None, ...]:
+    """Return what stays of an item's key when its file changes: id, name and stretch."""
+    name, file, _, _, start_s, length_s = json.loads(key)
+    return name, file, start_s, length_s
 
 
 def _schema(about: dict[str, Any]) -> pa.Schema:

@@ -95,7 +95,7 @@ def export_model(model: MynaModel, path: Path, *, about: dict[str, Any] | None =
     save_model(model, path, about=about)
 
 
-LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.(\d+|old)\.part")
+LEFTOVER = re.compile(r"\.(run\.json|metrics\.jsonl|stages\.txt|step-\d+)\.\d+\.part")
 
 
 def sweep(run: Path) -> None:

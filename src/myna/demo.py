@@ -4,8 +4,8 @@ With composed songs the labels are known, so what was learned can be measured on
 """
 
 import json
+import os
 import shlex
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -125,18 +125,23 @@ def demo(
 
 def _claim(out: Path, music: str | Path | None, size: str, seed: int) -> None:
     """Make a folder this demo's own, so that nothing of another demo, or of the user's, is ever mixed with it."""
-    wanted = {"music": None if music is None else str(Path(music).absolute()), "size": size, "seed": seed}
+    wanted = {"music": None if music is None else os.path.abspath(music), "size": size, "seed": seed}
     path = out / CLAIM
     if path.is_file():
-        told = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            told = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{path} is damaged: give another folder with -o, or remove {out}.") from None
         if differing := [name for name in wanted if told.get(name) != wanted[name]]:
             of = ", ".join(f"{name} {'composed' if told.get(name) is None else told[name]}" for name in differing)
             raise ConfigError(f"{out} holds a demo of other things ({of}): give another folder with -o, or remove it.")
         return
     if there := [name for name in MADE if (out / name).exists()]:
         raise ConfigError(
-            f"{out} holds {', '.join(there)} and no {CLAIM}, so no demo made that: give another folder with -o."
+            f"{out} holds {', '.join(there)} and no {CLAIM}, which a demo leaves: give another folder with -o."
         )
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: name a folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(wanted) + "\n")
 
@@ -181,7 +186,8 @@ def _pretrain(store: Store, run: Path, settings: Settings) -> Trainer:
 
 def _embed(model: Myna, tracks: list[Track], path: Path) -> tuple[np.ndarray, Any]:
     path.unlink(missing_ok=True)  # it may be of fewer steps of the run
-    shutil.rmtree(path.with_name(path.name + ".parts"), ignore_errors=True)
+    for part in path.with_name(path.name + ".parts").glob("part-*"):
+        part.unlink()
     with Bar("embed", "tracks") as bar:
         embed_library(
             model,

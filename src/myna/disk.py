@@ -1,5 +1,6 @@
 """Files and folders that are there whole, or as they were before, even if the machine stops."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -70,8 +71,11 @@ def flush(path: Path) -> None:
     """Make the operating system write a file or folder to disk."""
     if os.name != "posix" and path.is_dir():
         return  # there, folders cannot be opened, and renames are durable by themselves
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems flush files only
+            raise
     finally:
         os.close(handle)

@@ -276,7 +276,7 @@ class Myna:
         segment = min(self.model.config.segment_samples, self.window_samples)
         track.padded = len(samples) < segment
         samples = _padded(samples, max(segment, len(samples)))
-        parts = min(math.ceil(len(samples) / self.window_samples), len(samples) // self._least_samples())
+        parts = min(math.ceil(len(samples) / self.window_samples), len(samples) // max(1, self._least_samples()))
         length = len(samples) // parts
         for start in range(0, len(samples) - length + 1, length):
             track.starts.append(start)

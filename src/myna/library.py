@@ -184,17 +184,18 @@ def _plan(
 
     Failed files are tried again, but the last kind only if they have changed.
     """
-    is_fatal = _known_to_be_fatal(known)
+    named = {track_name(track.path) for track in tracks}
+    fatal_rows = known.filter(pc.fill_null(pc.starts_with(known["reason"], FATAL), False))
+    is_fatal = dict(zip(_keys(fatal_rows), fatal_rows["reason"].to_pylist(), strict=True))
+    elsewhere = [path not in named and Path(path).exists() for path in fatal_rows["path"].to_pylist()]
     known = known.filter(pc.not_equal(known["status"], "failed"))
-    keys = zip(*(known[name].to_pylist() for name in ("path", "size_bytes", "mtime_ns")), strict=True)
     rows_of: dict[Key, list[int]] = {}
-    for row, key in enumerate(keys):
+    for row, key in enumerate(_keys(known)):
         rows_of.setdefault(key, []).append(row)
     rows_of_content: dict[str, list[int]] = {}
     for rows in rows_of.values():
         rows_of_content.setdefault(known["content_hash"][rows[0]].as_py(), rows)
     summary, kept, moved, todo, fatal = Summary(len(tracks)), [], [], [], []
-    named = {track_name(track.path) for track in tracks}
     for (path, _, _), rows in rows_of.items():
         if path not in named and Path(path).exists():
             kept += rows
@@ -212,12 +213,12 @@ def _plan(
             todo.append(track)
             continue
         summary.reused += 1
-    return pa.concat_tables([known.take(pa.array(kept, pa.int64())), *moved]), todo, fatal, summary
+    rows = [known.take(pa.array(kept, pa.int64())), fatal_rows.filter(pa.array(elsewhere, pa.bool_())), *moved]
+    return pa.concat_tables(rows), todo, fatal, summary
 
 
-def _known_to_be_fatal(known: pa.Table) -> dict[Key | None, str]:
-    rows = known.filter(pc.fill_null(pc.starts_with(known["reason"], FATAL), False)).to_pylist()
-    return {(row["path"], row["size_bytes"], row["mtime_ns"]): row["reason"] for row in rows}
+def _keys(rows: pa.Table) -> Iterable[Key]:
+    return zip(*(rows[name].to_pylist() for name in ("path", "size_bytes", "mtime_ns")), strict=True)
 
 
 def _results(
@@ -326,8 +327,9 @@ class Opened:
 
     def __init__(self, path: Path) -> None:
         self.path, self.now, self.left = path, set(), set()
-        for name in path.read_bytes().split(b"\0") if path.exists() else ():
-            self.left ^= {name.decode(errors="surrogateescape")}
+        for line in path.read_bytes().split(b"\0")[:-1] if path.exists() else ():
+            name = line[1:].decode(errors="surrogateescape")
+            self.left.add(name) if line[:1] == b"+" else self.left.discard(name)
 
     def __enter__(self) -> "Opened":
         self.file = open(self.path, "ab", buffering=0)
@@ -340,11 +342,11 @@ class Opened:
 
     def begin(self, path: Path) -> None:
         self.now.add(path)
-        self._write(path)
+        self._write(b"+", path)
 
     def end(self, path: Path) -> None:
         self.now.discard(path)
-        self._write(path)
+        self._write(b"-", path)
 
-    def _write(self, path: Path) -> None:
-        self.file.write(track_name(path).encode(errors="surrogateescape") + b"\0")
+    def _write(self, what: bytes, path: Path) -> None:
+        self.file.write(what + track_name(path).encode(errors="surrogateescape") + b"\0")

@@ -118,13 +118,24 @@ def join(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     patience = timedelta(seconds=float(os.environ.get("MYNA_PATIENCE_S", PATIENCE_S)))
-    with _mortal():
+    with _mortal(), _lost_is_an_error():
         _connect("nccl" if device.type == "cuda" else "gloo", patience)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
-        # DistributedDataParallel keeps gloo's threads alive for longer than its group. One that still drops the last
-        # sum's tensors while Python ends aborts the process; a barrier has no tensor of Python's, and gives them time.
-        dist.barrier()
+        with _lost_is_an_error():
+            yield World(dist.get_rank(), dist.get_world_size())
+            # DistributedDataParallel keeps gloo's threads alive for longer than its group. One that still drops the
+            # last sum's tensors while Python ends aborts the process; a barrier has no tensor of Python's, and gives
+            # them time.
+            dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_is_an_error() -> Iterator[None]:
+    """Make a RunError of a broken connection to another rank."""
+    try:
+        yield
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
@@ -132,8 +143,6 @@ def join(device: torch.device) -> Iterator[World]:
             "Another rank stopped answering, so this job ends. The last checkpoint stands: start the same command "
             "again with --resume."
         ) from error
-    finally:
-        dist.destroy_process_group()
 
 
 def _connect(backend: str, patience: timedelta) -> None:

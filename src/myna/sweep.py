@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, get_args
 
@@ -231,7 +232,8 @@ class Bench:
         first = self.folder / "runs" / f"{run.recipe}-{self._digest(run, length=False)}"
         standing = {folder: _steps_done(folder) for folder in first.parent.glob(f"{first.name}*")}
         fitting = [folder for folder, done in standing.items() if done <= steps]
-        new = first.with_name(f"{first.name}-{len(standing)}") if standing else first
+        names = chain([first], (first.with_name(f"{first.name}-{number}") for number in count(1)))
+        new = next(folder for folder in names if folder not in standing)
         return max(fitting, key=lambda folder: standing[folder], default=new)
 
     def _music(self, run: Run) -> dict[str, Any]:

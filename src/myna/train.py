@@ -135,9 +135,11 @@ class Trainer:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         earlier = read_run(self.run) if (self.run / RUN_FILE).is_file() else None
         world.wait()  # nobody writes the run's file before everybody has looked for it
-        if earlier and restarts():  # torchrun started the same command again
-            resume, init_from = True, None
-        self._check_start(earlier, resume=resume, init_from=init_from)
+        again = bool(earlier and restarts())  # torchrun started the same command again
+        resume = resume or again
+        self._check_start(earlier, resume=resume, init_from=None if again else init_from)
+        if again and checkpoints(self.run):
+            init_from = None  # which they hold
         if store.front_end != settings.model.front_end:
             raise ConfigError(
                 f"The store {store.path} was prepared with {store.front_end}, the model hears "
@@ -175,7 +177,7 @@ class Trainer:
             world=world,
         )
         self.optimizer = self._optimizer()
-        if resume:
+        if resume and not (init_from and again):
             self._load_newest()
 
     def _resolved(self, settings: Settings) -> Settings:
