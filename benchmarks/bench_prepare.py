@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from myna.audio import BLOCK_S, RATE_HZ, AudioStream
 from myna.mel import FrontEnd, MelSpectrogram, MelStream
+from myna.part import Part, Writer
 from myna.prepare import _ingested, _job
-from myna.store import Part, Writer
 from myna.track import content_hash
 from sounds import music, write_audio
 

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from myna.mel import FrontEnd
-from myna.store import SCHEMA, Part, Store, compress, manifest_table
+from myna.part import Part, manifest_table
+from myna.store import SCHEMA, Store, compress
 
 CLIP_FRAMES = 313
 FILE_CLIPS = 10_000  # in one data file: 0.8 GB of float16

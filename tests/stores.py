@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from myna.mel import FrontEnd
-from myna.store import SCHEMA, Part, Store, Writer, manifest_table
+from myna.part import Part, Writer, manifest_table
+from myna.store import SCHEMA, Store
 
 
 def make_store(path: Path, mels: list[np.ndarray], *, file_bytes: int = 1 << 30, dtype: str = "float16") -> Store:

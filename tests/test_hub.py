@@ -16,8 +16,9 @@ from myna.cli import main
 from myna.errors import CheckpointError
 from myna.hub import card, open_model, push
 from myna.model import ModelConfig, MynaModel
+from myna.part import Part
 from myna.run import read_metrics
-from myna.store import Part, Store
+from myna.store import Store
 from myna.train import Trainer
 from original import Original
 from stores import make_store, random_mels

@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "myna"
 ARROW = """
-    errors progress disk lock device audio track audioset mel store prepare patch noise pair mask view relative vit
+    errors progress disk lock device audio track audioset mel store part prepare patch noise pair mask view relative vit
     model mae rank contrast loss checkpoint release hub step reconstruction run plan train arrays recipe
     key embedder task.base task.files task.archive task.download
     task.magnatagatune task.gtzan task.giantsteps task.emomusic task.custom task

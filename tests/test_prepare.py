@@ -296,7 +296,7 @@ from pathlib import Path
 from myna.mel import FrontEnd, MelSpectrogram
 from myna.prepare import _ingested, _job
 from myna.track import Track
-from myna.store import Part, Writer
+from myna.part import Part, Writer
 part = Part(Path(sys.argv[2]), FrontEnd())
 part.begin([])
 row = _ingested(_job(Track(Path(sys.argv[1]))), Writer(part, 0), MelSpectrogram(), 50_000)

@@ -14,7 +14,8 @@ import xxhash
 
 from myna.errors import StoreError
 from myna.mel import FrontEnd
-from myna.store import Store, compress, manifest_table
+from myna.part import manifest_table
+from myna.store import Store, compress
 
 
 class Arrays(Store):

@@ -28,7 +28,8 @@ from myna.device import cores
 from myna.errors import AudioError, ConfigError, StoreError
 from myna.lock import only_writer
 from myna.mel import FrontEnd, MelSpectrogram, MelStream
-from myna.store import SCHEMA, SUFFIX, Part, Row, Writer, manifest_table
+from myna.part import Part, Writer, manifest_table
+from myna.store import SCHEMA, SUFFIX, Row
 from myna.track import Track, content_hash, named, read_tags, tags_of
 
 MIN_SAMPLES = 50_000  # one segment of the paper at 16 kHz
