@@ -248,13 +248,14 @@ def _report(
     metrics = read_metrics(out / "run")
     titles = [song.title for song in songs] if songs else [path.stem for path in paths]
     examples = trainer.step * trainer.settings.train.batch
-    kinds = " and ".join(trainer.settings.model.patches)
+    kinds = trainer.settings.model.patches
+    kind = "hybrid" if len(kinds) > 1 else f"{kinds[0]} patches"
     return Report(
         title="What myna heard",
         subtitle="Trained from nothing on this machine, without a single label.",
         facts=(
             ("training music", f"{len(store)} tracks, {store.hours:.1f} h"),
-            ("model", f"{parameter_count(trainer.model) / 1e6:.1f} M parameters, {kinds} patches"),
+            ("model", f"{parameter_count(trainer.model) / 1e6:.1f} M parameters, {kind}"),
             ("examples seen", f"{examples:,}"),
             ("time in all", clock(seconds)),
         ),
