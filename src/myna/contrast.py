@@ -1,4 +1,4 @@
-"""Two sets of projections become a scalar. Row-chunked, with the gradient formed in the forward pass.
+"""Two sets of projections become a scalar, with its gradient formed in the forward pass.
 
 The full square of similarities (2B x 2B) is never held: it is taken a piece at a time. It is symmetric, so where one
 process has all rows and one temperature, only the half above the diagonal is formed: once for the loss, once for the

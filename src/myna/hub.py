@@ -50,7 +50,7 @@ def open_model(source: str | Path, *, patches: Kind | None = None, revision: str
 
     A path of this machine comes first; only a string can be a Hub id, and only if no folder here has its first part as
     a name, so that a mistyped path is not asked for over the network. `revision` is a branch, tag or commit of the Hub.
-    `patches` says which kind a release file with one kind has, whatever its name says; other models are opened whole.
+    `patches` says which kind a release file with one kind has, if its name does not; other models are opened whole.
     """
     path = Path(source)
     if path.is_file():

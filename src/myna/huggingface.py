@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from myna.device import pick_device
-from myna.errors import ConfigError
+from myna.errors import ConfigError, first_line
 
 Pooling = Literal["mean", "max", "first"]
 WINDOW_S = 5.0
@@ -96,7 +96,7 @@ class HuggingFace:
         try:
             states = self._hidden_states(np.zeros((1, self.window_samples), np.float32))
         except Exception as error:  # whatever a model of somebody else's, which may want other inputs, runs into
-            states, why = (), f" from samples alone ({(str(error).strip() or repr(error)).splitlines()[0]})"
+            states, why = (), f" from samples alone ({first_line(error)})"
         if not states or any(state.ndim != 3 for state in states):
             raise ConfigError(
                 f"The model {self.source} gives no hidden states of the shape (batch, token, dim){why}: take one that "

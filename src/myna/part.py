@@ -107,14 +107,15 @@ class Part:
             used = self._used_bytes(known)
             newest = {self.data_file(*at): at for at in self.newest().items()}
             over = [file for file in newest if file.stat().st_size > used[file]]
+            whole = self.manifest_path.exists()
             begun = any(self._journals()) or self.old_manifest_path.exists()
-            if self.manifest_path.exists() or not begun:  # without either, its manifest was deleted
+            if whole or not begun:  # without either, its manifest was deleted
                 for writer, number in (newest[file] for file in over):
                     self.data_file(writer, number + 1).touch()
             else:
                 for file in over:
                     os.truncate(file, used[file])
-            if self.manifest_path.exists():
+            if whole:
                 self._drop_journal()  # of an update that was killed just after its manifest was written
                 os.replace(self.manifest_path, self.old_manifest_path)
                 flush(self.path)

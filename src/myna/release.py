@@ -48,8 +48,8 @@ def open_release(path: str | Path, *, patches: Kind | None = None, name: str | N
 
     Square and vertical weights have the same names and shapes, so of a file with one patch kind `patches` must say
     which it is, or else the `name` (the file's unless given) must hold the word base, square or vertical. A file with
-    both kinds is opened whole. Raises CheckpointError if any tensor is missing, extra or misshapen, ConfigError for
-    a kind that there is not.
+    both kinds is opened whole. Raises CheckpointError if any tensor is missing, extra or misshapen, or if the name says
+    another kind than `patches`; ConfigError for a kind that there is not.
     """
     path = Path(path)
     found, aside = read_state(path)

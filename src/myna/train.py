@@ -177,7 +177,7 @@ class Trainer:
             world=world,
         )
         self.optimizer = self._optimizer()
-        if resume and not (init_from and again):
+        if resume and init_from is None:
             self._load_newest()
 
     def _resolved(self, settings: Settings) -> Settings:
